@@ -1,0 +1,110 @@
+"""From a long row of ids to batches whose rows go on where they stopped."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import torch
+
+from recurra.data.batch import Batch
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts one after another. `ids` `[total]` integers (may be a memory map); text k is `ids[bounds[k]:bounds[k+1]]`."""
+
+    ids: np.ndarray
+    bounds: np.ndarray
+
+    @property
+    def transitions(self) -> int:
+        """How many times a token follows another in the same text."""
+        return int(np.maximum(np.diff(self.bounds) - 1, 0).sum())
+
+    def segments(self) -> list[tuple[int, int]]:
+        """For each text the half-open range of positions p such that token p + 1 follows token p in it."""
+        pairs = zip(self.bounds[:-1], self.bounds[1:], strict=True)
+        return [(int(begin), int(end) - 1) for begin, end in pairs if end - begin > 1]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A corpus read by `rows` readers side by side, `chunk` steps at a time, over and over.
+
+    Each reader has an equal share of the corpus. Within an epoch a row goes on where its last window stopped, and is
+    `fresh` only where a text (or the epoch) begins; a text that ends inside a window ends the row there. The first
+    window of each epoch has a random length, so that the cuts do not fall on the same places twice. Every transition is
+    read exactly once an epoch.
+
+    What comes at training step s is a function of the corpus, the seed and s alone, so that a run resumes from its step.
+    """
+
+    corpus: Corpus
+    rows: int
+    chunk: int
+    seed: int = 0
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """The batches of training step `start`, `start + 1` and so on, without end."""
+        step = 0
+        for epoch in count():
+            windows = self.windows(epoch)
+            steps = max(len(row) for row in windows)
+            for at in range(max(start - step, 0), steps):
+                yield self._batch(windows, at, step + at)
+            step += steps
+
+    def epoch_steps(self) -> int:
+        """The number of steps of the first epoch; later ones differ by one at most for each text."""
+        return max(len(row) for row in self.windows(0))
+
+    def windows(self, epoch: int) -> list[np.ndarray]:
+        """For each row its windows in order: int64 `[windows, 3]` of first position, length, fresh."""
+        head = int(np.random.default_rng([self.seed, epoch]).integers(1, self.chunk + 1))
+        return [_cut(spans, self.chunk, head) for spans in self._shares()]
+
+    def _shares(self) -> list[list[tuple[int, int]]]:
+        """The segments of the corpus dealt out to the rows in equal numbers of transitions, in order."""
+        segments, total = self.corpus.segments(), self.corpus.transitions
+        edges = [total * row // self.rows for row in range(self.rows + 1)]
+        shares: list[list[tuple[int, int]]] = [[] for _ in range(self.rows)]
+        row, done = 0, 0
+        for begin, end in segments:
+            at = begin
+            while at < end:
+                while edges[row + 1] <= done:
+                    row += 1
+                step = min(end - at, edges[row + 1] - done)
+                shares[row].append((at, at + step))
+                at, done = at + step, done + step
+        return shares
+
+    def _batch(self, windows: list[np.ndarray], at: int, step: int) -> Batch:
+        here = np.stack([row[at] if at < len(row) else np.zeros(3, np.int64) for row in windows])
+        begins, lengths, fresh = here.T
+        time = int(lengths.max())
+        places = np.minimum(begins[:, None] + np.arange(time + 1), len(self.corpus.ids) - 1)
+        tokens = torch.from_numpy(self.corpus.ids[places].astype(np.int64))
+        return Batch(
+            inputs=tokens[:, :-1],
+            targets=tokens[:, 1:],
+            lengths=None if (lengths == time).all() else torch.from_numpy(lengths.copy()),
+            weight=float(lengths.sum()),
+            fresh=torch.from_numpy(fresh.astype(bool)),
+            step=step,
+        )
+
+
+def _cut(spans: list[tuple[int, int]], chunk: int, head: int) -> np.ndarray:
+    """Windows of `chunk` over spans of positions; the very first has length `head`."""
+    parts = []
+    for number, (begin, end) in enumerate(spans):
+        starts = np.arange(begin, end, chunk)
+        if number == 0:
+            starts = np.concatenate([[begin], np.arange(begin + head, end, chunk)])
+        ends = np.append(starts[1:], end)
+        fresh = np.zeros(len(starts), np.int64)
+        fresh[0] = 1
+        parts.append(np.stack([starts, ends - starts, fresh], axis=1))
+    return np.concatenate(parts) if parts else np.zeros((0, 3), np.int64)

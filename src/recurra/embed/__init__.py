@@ -1,0 +1,1 @@
+"""What is known of tokens before a network sees them: counts, vectors, tables."""

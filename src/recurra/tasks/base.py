@@ -1,0 +1,90 @@
+"""Task: what a network is for. It owns the meaning of data, loss, score and prediction; it owns no training loop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from recurra.cells import Cell
+from recurra.config import Config
+from recurra.data.batch import Batch
+from recurra.state import State
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of a run. Without `valid` a share of `train` is kept back."""
+
+    train: Sequence[Path]
+    valid: Sequence[Path] = ()
+    test: Sequence[Path] = ()
+
+    @property
+    def paths(self) -> list[Path]:
+        return [*self.train, *self.valid, *self.test]
+
+
+class Task(ABC):
+    """A purpose, its data and its model.
+
+    Two doors lead in: `prepare` learns vocabulary, labels and scales from data, `restore` reads them back from the files
+    that `write_assets` wrote. `build` then makes the model of a settled config. Behind the doors all is the same.
+    """
+
+    name: ClassVar[str]
+    config: Config
+    model: Cell
+
+    @classmethod
+    @abstractmethod
+    def prepare(cls, config: Config, sources: Sources, folder: Path) -> Self:
+        """Learn what is to be learnt from the data, and leave it tokenised in `folder`, ready to be memory-mapped."""
+
+    @classmethod
+    @abstractmethod
+    def reopen(cls, config: Config, folder: Path) -> Self:
+        """The task over the data that `prepare` left in `folder`."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, config: Config, folder: Path) -> Self:
+        """The task without training data, from the assets in `folder`; the model is built, its weights are not set."""
+
+    @abstractmethod
+    def write_assets(self, folder: Path) -> None:
+        """Write the files that `restore` reads."""
+
+    @abstractmethod
+    def settle(self, config: Config, passes: float) -> Config:
+        """The config with every `auto` replaced, for a run that reads its data `passes` times."""
+
+    @abstractmethod
+    def build(self, config: Config) -> None:
+        """Make `model` anew, from torch's random numbers, as the settled config says."""
+
+    @abstractmethod
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """The training batches of step `start` and after, without end: a function of the step alone."""
+
+    @abstractmethod
+    def steps_per_epoch(self) -> int:
+        """How many batches read the training data once."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, state: State) -> tuple[Tensor, State]:
+        """The summed losses of the batch divided by `batch.weight`, and the state after it. Pure."""
+
+    @abstractmethod
+    def validate(self) -> float:
+        """The mean loss on the validation data; lower is better."""
+
+    @abstractmethod
+    def evaluate(self, data: Sequence[Path] | None = None) -> dict[str, Any]:
+        """Scores, and the floors of methods without a network: on files, or on the validation data kept for this run."""
+
+    @abstractmethod
+    def predict(self, data: Any) -> Any:
+        """The answer to one input."""

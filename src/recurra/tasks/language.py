@@ -1,0 +1,245 @@
+"""The language task: predict the next token of a text, and write."""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recurra import config as configuration
+from recurra import storage
+from recurra.cells import CELLS
+from recurra.config import Config
+from recurra.data import read, texts
+from recurra.data import tokens as tokenisers
+from recurra.data.batch import Batch
+from recurra.data.feed import Corpus, Stream
+from recurra.data.tokens import TOKENS, Tokens
+from recurra.decode import Sampler
+from recurra.errors import DataError, UsageError
+from recurra.metrics import bits, perplexity
+from recurra.models import Snapshot, language_model
+from recurra.state import State, within
+from recurra.tasks.base import Sources, Task
+from recurra.tasks.floors import language_floors
+from recurra.tasks.surprise import surprise
+
+PARTS = ("train", "valid", "test")
+
+
+@final
+class Language(Task):
+    """Next-token prediction over a stream of text whose state is carried on from window to window.
+
+    Loss: cross-entropy in nats a token. Scores: bits per character and per token, and perplexities that say of what.
+    """
+
+    name = "language"
+
+    def __init__(self, config: Config, tokens: Tokens, folder: Path | None = None) -> None:
+        self.config, self.tokens, self._folder = config, tokens, folder
+        self.corpora: dict[str, Corpus] = {}
+        self.about: dict[str, Any] = {}
+        if folder is not None:
+            self.about = storage.read_json(folder / "corpus.json")
+            self.corpora = {
+                part: texts.open_corpus(folder / f"{part}.ids", self.about[part]) for part in PARTS if part in self.about
+            }
+
+    @classmethod
+    def prepare(cls, config: Config, sources: Sources, folder: Path) -> Self:
+        reader = texts.reader_for(config.tokens.kind)
+        parts = _parts(sources, config.data.valid_share, reader)
+        if config.tokens.kind not in TOKENS:
+            raise UsageError(f"there are no tokens called {config.tokens.kind!r}; there are {', '.join(TOKENS)}")
+
+        def chunks() -> Iterator[str]:
+            return (chunk for piece in parts["train"] for chunk in piece.chunks(reader) if isinstance(chunk, str))
+
+        tokens = TOKENS[config.tokens.kind].learn(chunks, config.tokens.size)
+        about = {
+            part: texts.write_corpus(folder / f"{part}.ids", pieces, tokens, reader) for part, pieces in parts.items()
+        }
+        tokens.save(folder / "tokenizer.json")
+        storage.write_json(folder / "corpus.json", about)
+        return cls(config, tokens, folder)
+
+    @classmethod
+    def reopen(cls, config: Config, folder: Path) -> Self:
+        return cls(config, tokenisers.load(folder / "tokenizer.json"), folder)
+
+    @classmethod
+    def restore(cls, config: Config, folder: Path) -> Self:
+        return cls(config, tokenisers.load(folder / "tokenizer.json"))
+
+    def write_assets(self, folder: Path) -> None:
+        self.tokens.save(folder / "tokenizer.json")
+
+    def settle(self, config: Config, passes: float) -> Config:
+        """A text that is read often is learnt by heart unless noise prevents it; one that is read a few times is not, and
+        noise only slows it down. The numbers come from the runs in benchmarks/language.md."""
+        often = passes > 12
+        chosen = {
+            "hidden": 512 if often else 384,
+            "input_dropout": 0.2 if often else 0.0,
+            "dropout": 0.5 if often else 0.2 if passes > 3 else 0.0,
+            "recurrent_dropout": 0.2 if often else 0.0,
+        }
+        values = {key: value for key, value in chosen.items() if getattr(config.model, key) == "auto"}
+        return configuration.changed(config, model=values)
+
+    def build(self, config: Config) -> None:
+        model, cell = config.model, config.cell
+        if cell.name not in CELLS:
+            raise UsageError(f"there is no cell called {cell.name!r}; the cells are {', '.join(CELLS)}")
+        given = cell.model_extra or {}
+        self.config = config
+        self.model = language_model(
+            self.tokens.size,
+            cell=cell.name,
+            hidden=int(model.hidden),
+            layers=model.layers,
+            embedding=None if config.embed.kind == "onehot" else config.embed.size,
+            tied=config.embed.tied,
+            input_dropout=float(model.input_dropout),
+            dropout=float(model.dropout),
+            recurrent_dropout=float(model.recurrent_dropout),
+            **configuration.options(CELLS[cell.name], given, "cell"),
+        )
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        return self._stream().batches(start)
+
+    def steps_per_epoch(self) -> int:
+        return self._stream().epoch_steps()
+
+    def _stream(self) -> Stream:
+        train, config = self.corpora["train"], self.config.train
+        rows = max(1, min(config.rows, train.transitions))
+        return Stream(train, rows, config.chunk, config.seed)
+
+    def loss(self, batch: Batch, state: State) -> tuple[Tensor, State]:
+        scores, state = self.model.unroll(batch.inputs, state, batch.lengths)
+        losses = self.step_loss(scores, batch.targets)
+        if batch.lengths is not None:
+            losses = losses * within(batch.lengths, losses.shape[1])
+        return losses.sum() / batch.weight, state
+
+    def step_loss(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """The surprise of each target `[...]` in nats, under scores `[..., vocabulary]`."""
+        return F.cross_entropy(scores.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+
+    def validate(self) -> float:
+        """Nats a token on (at most the first 500,000 tokens of) the validation text, read by 16 readers side by side, each
+        warmed up on the 256 tokens before its share."""
+        nats, count = surprise(self.model, _head(self.corpora["valid"], 500_000), readers=16, warmup=256)
+        return nats / count
+
+    def evaluate(self, data: Sequence[Path] | None = None) -> dict[str, Any]:
+        """Scores of files, or of the test text of this run, or of its validation text.
+
+        One reader goes through each text with its state carried on, so the context of a token is all of the text before
+        it; texts of more than 500,000 tokens are shared out to more readers, each warmed up on 2,000 tokens.
+        """
+        began = time.monotonic()
+        corpus, about, what = self._corpus_of(data)
+        if corpus.transitions < 1:
+            raise DataError("the text to evaluate has no token after its first; wanted at least two characters")
+        readers = max(1, min(64, corpus.transitions // 500_000))
+        nats, count = surprise(self.model, corpus, readers, warmup=2_000)
+        characters = about["characters"]
+        return {
+            "task": self.name,
+            "data": what,
+            "scores": {
+                "bits_per_character": bits(nats) / characters,
+                "bits_per_token": bits(nats) / count,
+                "nats_per_token": nats / count,
+                "token_perplexity": perplexity(nats, count),
+            },
+            "tokens": self.tokens.kind,
+            "context": "all of the text so far" if readers == 1 else "the text so far, at least 2,000 tokens",
+            "floors": self._floors(corpus, characters),
+            "n": count,
+            "characters": characters,
+            "seconds": round(time.monotonic() - began, 3),
+        }
+
+    def _corpus_of(self, data: Sequence[Path] | None) -> tuple[Corpus, dict[str, Any], str]:
+        if data is None:
+            part = "test" if "test" in self.corpora else "valid"
+            return self.corpora[part], self.about[part], part
+        paths, reader = read.sources(data), texts.reader_for(self.tokens.kind)
+        counted = texts.encode_all([texts.Slice(path) for path in paths], self.tokens, reader)
+        return counted[0], {"characters": counted[1]}, ", ".join(path.name for path in paths[:5])
+
+    def _floors(self, corpus: Corpus, characters: int) -> dict[str, float]:
+        """Bits per character of methods without a network that learnt from the training text; none without that text."""
+        if "train" not in self.corpora:
+            return {}
+        train = self.corpora["train"].ids
+        as_bytes = lambda ids: self.tokens.decode(ids).encode("utf-8", "surrogateescape")  # noqa: E731
+        tail = train[-8_000_000:]
+        return language_floors(tail, np.asarray(corpus.ids), self.tokens.size, as_bytes(tail), as_bytes(corpus.ids), characters)
+
+    def stream(self) -> Snapshot:
+        """The model frozen for use one token at a time; the caller keeps the state.
+
+        `stream.step(token, state) -> scores, state` with tokens int64 `[batch]` (or one int) and scores `[batch, vocabulary]`.
+        """
+        return Snapshot(self.model)
+
+    def predict(self, data: str, best: int = 5) -> list[tuple[str, float]]:
+        """The `best` most likely next tokens after the text, each with its probability."""
+        scores, _ = self._read(Snapshot(self.model), data)
+        chances = scores[0].softmax(0).topk(min(best, self.tokens.size))
+        return [(self.tokens.text(int(k)), float(p)) for p, k in zip(chances.values, chances.indices, strict=True)]
+
+    def generate(self, prompt: str = "", length: int = 500, **sampling: Any) -> str:
+        """Text that goes on from the prompt: at most `length` tokens, fewer if the model ends the text.
+
+        `sampling`: the fields of `decode.Sampler` (temperature, top_k, top_p, min_p, repetition_penalty, seed).
+        """
+        return "".join(self.write(prompt, length, **sampling))
+
+    def write(self, prompt: str = "", length: int = 500, **sampling: Any) -> Iterator[str]:
+        """The same as `generate`, piece by piece as it is written; a piece never ends inside a character."""
+        if length < 0:
+            raise UsageError(f"length was {length}, wanted 0 or more tokens")
+        sampler, decoder = Sampler(**sampling), self.tokens.decoder()
+        stream = Snapshot(self.model)
+        scores, state = self._read(stream, prompt)
+        for t in range(length):
+            token, _ = sampler(scores, t)
+            if int(token) == self.tokens.end:
+                break
+            yield decoder.feed(int(token))
+            if t + 1 < length:
+                scores, state = stream.step(token, state)
+        yield decoder.flush()
+
+    def _read(self, stream: Snapshot, prompt: str) -> tuple[Tensor, State]:
+        """The scores after the prompt, and the state."""
+        ids = [self.tokens.end, *self.tokens.encode(prompt).tolist()]
+        scores, state = stream.unroll(torch.tensor([ids]), stream.initial_state(1))
+        return scores[:, -1], state
+
+
+def _parts(sources: Sources, share: float, reader: texts.Reader) -> dict[str, list[texts.Slice]]:
+    whole = lambda paths: [texts.Slice(path) for path in read.sources(paths)]  # noqa: E731
+    if sources.valid:
+        parts = {"train": whole(sources.train), "valid": whole(sources.valid)}
+    else:
+        train, valid = texts.split(read.sources(sources.train), share, reader)
+        parts = {"train": train, "valid": valid}
+    return {**parts, "test": whole(sources.test)} if sources.test else parts
+
+
+def _head(corpus: Corpus, most: int) -> Corpus:
+    """The first `most` tokens of a corpus."""
+    inside = corpus.bounds[corpus.bounds < most]
+    return Corpus(corpus.ids[:most], np.append(inside, min(most, len(corpus.ids))))
