@@ -42,8 +42,18 @@ def load(folder: Path) -> Task:
 
     Raises DataError where there is none, DamagedError where a file is not as it was written.
     """
-    folder = find(folder)
+    while True:
+        found = find(folder)
+        before = found.stat().st_ino
+        task = _load(found)
+        if found.exists() and found.stat().st_ino == before:  # a training may put a better one in its place meanwhile
+            return task
+
+
+def _load(folder: Path) -> Task:
     files = storage.verify(folder, KIND, FILES)
+    if missing := FILES - set(files):
+        raise DamagedError(f"{folder}: {', '.join(sorted(missing))} not in the bundle; wanted {', '.join(sorted(FILES))}")
     config = _config(files["config.json"])
     tensors = storage.read_tensors(files["model.safetensors"])
     task = TASKS[config.task].restore(config, folder)
@@ -58,9 +68,8 @@ def load(folder: Path) -> Task:
 
 
 def find(folder: Path) -> Path:
-    """The bundle that a user means by a folder: itself, or the best one of a run."""
-    storage.settle(folder / "best")
-    for place in (folder, folder / "best"):
+    """The bundle that a user means by a folder: itself, or the best one of a run (set aside, where a kill left it so)."""
+    for place in (folder, folder / "best", folder / ".old-best"):
         if (place / storage.MANIFEST).exists():
             return place
     if not folder.exists():

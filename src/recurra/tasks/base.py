@@ -58,6 +58,10 @@ class Task(ABC):
         """Write the files that `restore` reads."""
 
     @abstractmethod
+    def attach(self, folder: Path) -> None:
+        """Take the data that `prepare` left in `folder` into use."""
+
+    @abstractmethod
     def settle(self, config: Config, passes: float) -> Config:
         """The config with every `auto` replaced, for a run that reads its data `passes` times."""
 

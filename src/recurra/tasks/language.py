@@ -25,7 +25,7 @@ from recurra.metrics import bits, perplexity
 from recurra.models import Snapshot, language_model
 from recurra.state import State, within
 from recurra.tasks.base import Sources, Task
-from recurra.tasks.floors import language_floors
+from recurra.tasks.floors import MOST_TOKENS, language_floors
 from recurra.tasks.surprise import surprise
 
 PARTS = ("train", "valid", "test")
@@ -41,14 +41,11 @@ class Language(Task):
     name = "language"
 
     def __init__(self, config: Config, tokens: Tokens, folder: Path | None = None) -> None:
-        self.config, self.tokens, self._folder = config, tokens, folder
+        self.config, self.tokens = config, tokens
         self.corpora: dict[str, Corpus] = {}
         self.about: dict[str, Any] = {}
         if folder is not None:
-            self.about = storage.read_json(folder / "corpus.json")
-            self.corpora = {
-                part: texts.open_corpus(folder / f"{part}.ids", self.about[part]) for part in PARTS if part in self.about
-            }
+            self.attach(folder)
 
     @classmethod
     def prepare(cls, config: Config, sources: Sources, folder: Path) -> Self:
@@ -75,6 +72,12 @@ class Language(Task):
     @classmethod
     def restore(cls, config: Config, folder: Path) -> Self:
         return cls(config, tokenisers.load(folder / "tokenizer.json"))
+
+    def attach(self, folder: Path) -> None:
+        self.about = storage.read_json(folder / "corpus.json")
+        self.corpora = {
+            part: texts.open_corpus(folder / f"{part}.ids", self.about[part]) for part in PARTS if part in self.about
+        }
 
     def write_assets(self, folder: Path) -> None:
         self.tokens.save(folder / "tokenizer.json")
@@ -182,9 +185,13 @@ class Language(Task):
         if "train" not in self.corpora:
             return {}
         train = self.corpora["train"].ids
-        as_bytes = lambda ids: self.tokens.decode(ids).encode("utf-8", "surrogateescape")  # noqa: E731
-        tail = train[-8_000_000:]
-        return language_floors(tail, np.asarray(corpus.ids), self.tokens.size, as_bytes(tail), as_bytes(corpus.ids), characters)
+        tail, ids = np.asarray(train[-MOST_TOKENS:]), np.asarray(corpus.ids)
+        return language_floors(tail, ids, self.tokens.size, self._as_bytes(tail), self._as_bytes(ids), characters)
+
+    def _as_bytes(self, ids: np.ndarray) -> bytes:
+        if self.tokens.kind == "bytes":
+            return ids[ids != self.tokens.end].astype(np.uint8).tobytes()
+        return self.tokens.decode(ids).encode()
 
     def stream(self) -> Snapshot:
         """The model frozen for use one token at a time; the caller keeps the state.

@@ -1,0 +1,62 @@
+"""recurra: the toolkit for recurrent networks.
+
+Names are loaded when they are first used, so that `import recurra` is quick and `recurra --help` needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recurra.api import load as load
+    from recurra.api import train as train
+    from recurra.cells import CELLS as CELLS
+    from recurra.cells import GRU as GRU
+    from recurra.cells import LSTM as LSTM
+    from recurra.cells import Cell as Cell
+    from recurra.cells import Elman as Elman
+    from recurra.cells import LockedDropout as LockedDropout
+    from recurra.cells import Stacked as Stacked
+    from recurra.data.batch import Batch as Batch
+    from recurra.decode import Sampler as Sampler
+    from recurra.decode import generate as generate
+    from recurra.errors import DamagedError as DamagedError
+    from recurra.errors import DataError as DataError
+    from recurra.errors import Interrupted as Interrupted
+    from recurra.errors import RecurraError as RecurraError
+    from recurra.errors import UsageError as UsageError
+    from recurra.kernels import reference as reference
+    from recurra.learn import BPTT as BPTT
+    from recurra.learn import LEARNERS as LEARNERS
+    from recurra.learn import Learner as Learner
+    from recurra.models import SequenceModel as SequenceModel
+    from recurra.models import language_model as language_model
+    from recurra.tasks import TASKS as TASKS
+    from recurra.tasks import Task as Task
+    from recurra.testing import check_cell as check_cell
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "recurra.api": ["load", "train"],
+    "recurra.cells": ["CELLS", "GRU", "LSTM", "Cell", "Elman", "LockedDropout", "Stacked"],
+    "recurra.data.batch": ["Batch"],
+    "recurra.decode": ["Sampler", "generate"],
+    "recurra.errors": ["DamagedError", "DataError", "Interrupted", "RecurraError", "UsageError"],
+    "recurra.kernels": ["reference"],
+    "recurra.learn": ["BPTT", "LEARNERS", "Learner"],
+    "recurra.models": ["SequenceModel", "language_model"],
+    "recurra.tasks": ["TASKS", "Task"],
+    "recurra.testing": ["check_cell"],
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'recurra' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

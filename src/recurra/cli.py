@@ -1,0 +1,293 @@
+"""The command `recurra`. Each command is a few lines around the library; heavy imports happen inside."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recurra.errors import DataError, Interrupted, RecurraError, UsageError
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Recurrent networks: train, resume, evaluate and use them. Try `recurra demo`.",
+)
+bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure speed, beside the same thing written in torch.nn.")
+app.add_typer(bench_app, name="bench")
+
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="language")]
+Data = Annotated[list[Path], typer.Argument(metavar="DATA...", help="A text file (plain, .gz, .xz), several, or a folder.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a bundle.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="The seed of all that is random.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any option of the config.")]
+
+
+@app.command()
+def train(
+    task: TaskName,
+    data: Data,
+    valid: Annotated[list[Path] | None, typer.Option(help="Validation data; else the last 10 % of DATA.")] = None,
+    test: Annotated[list[Path] | None, typer.Option(help="Test data, scored once at the end.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; one that exists is resumed, exactly.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file of options, such as a run's config.toml.")] = None,
+    setting: Settings = None,
+    cell: Annotated[str | None, typer.Option(help="elman, lstm or gru.")] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="Units of each layer.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1)] = None,
+    epochs: Annotated[float | None, typer.Option(help="Train for so many passes through the data,")] = None,
+    minutes: Annotated[float | None, typer.Option(help="or for so many minutes (default 5),")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="or for so many steps.")] = None,
+    learner: Annotated[str | None, typer.Option(help="bptt.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network on your data, or resume a run.
+
+    Example: recurra train language corpus.txt --minutes 5 --out runs/corpus
+    """
+    from recurra import api, run
+    from recurra import config as configuration
+
+    values = configuration.override(configuration.read(config) if config else {}, setting or [])
+    short = dict(
+        cell=cell, hidden=hidden, layers=layers, epochs=epochs, minutes=minutes, steps=steps,
+        learner=learner, device=device, seed=seed, threads=threads,
+    )  # fmt: skip
+    sources = api.as_sources(data, valid or (), test or ())
+    values = api.merged(values, short)
+    folder = out or run.default_folder(sources, values)
+    _train(task, sources, folder, values, as_json, quiet)
+
+
+def _train(task: str, sources: Any, folder: Path, values: dict[str, Any], as_json: bool, quiet: bool) -> Any:
+    """Train with a display, print the report, and return what training came to."""
+    from recurra import run
+    from recurra.display import Display, report_lines
+
+    display = Display(quiet or as_json)
+    try:
+        done = run.train(task, sources, folder, values, display)
+    finally:
+        display.close()
+    if as_json:
+        _print_json({"run": str(folder), **done.report, "advice": done.advice})
+        return done
+    for line in [*report_lines(done.report), *done.advice, f"The run is in {folder}"]:
+        print(line)
+    return done
+
+
+@app.command()
+def generate(
+    run: RunFolder,
+    prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "",
+    length: Annotated[int, typer.Option(help="Tokens to write.")] = 500,
+    temperature: Annotated[float, typer.Option(help="Below 1 plainer, above 1 wilder; 0 takes the best token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Choose among the k best tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Choose among the best that hold this probability together.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Choose among those this share as likely as the best.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: shun tokens written before.")] = 1.0,
+    seed: Seed = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write text with a trained language model.
+
+    Example: recurra generate runs/corpus --prompt "In the " --length 300 --temperature 0.7
+    """
+    task = _loaded(run, threads)
+    sampling = dict(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed or 0
+    )  # fmt: skip
+    pieces = task.write(prompt, length, **sampling)
+    if as_json:
+        _print_json({"prompt": prompt, "text": "".join(pieces)})
+        return
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def evaluate(run: RunFolder, data: Data, threads: Threads = None, as_json: AsJson = False) -> None:
+    """Score a trained network on other data.
+
+    Example: recurra evaluate runs/corpus other.txt --json
+    """
+    from recurra.display import report_lines
+
+    report = _loaded(run, threads).evaluate(data)
+    if as_json:
+        _print_json(report)
+    else:
+        print("\n".join(report_lines(report)))
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    file: Annotated[str, typer.Argument(metavar="FILE | -", help="One text a line; - is standard input.")] = "-",
+    best: Annotated[int, typer.Option(min=1, help="How many next tokens to name.")] = 5,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """The most likely next tokens after each line.
+
+    Example: echo "To be or not to b" | recurra predict runs/corpus
+    """
+    task = _loaded(run, threads)
+    with sys.stdin if file == "-" else _opened(Path(file)) as lines:
+        for line in lines:
+            text = line.rstrip("\r\n")
+            answer = task.predict(text, best=best)
+            if as_json:
+                _print_json({"text": text, "next": [{"token": token, "probability": p} for token, p in answer]})
+            else:
+                print("  ".join(f"{token} {p:.3f}" for token, p in answer), flush=True)
+
+
+@app.command()
+def check(
+    task: TaskName,
+    data: Data,
+    as_json: AsJson = False,
+) -> None:
+    """What the data looks like and what is wrong with it, before an hour is spent.
+
+    Example: recurra check language corpus.txt
+    """
+    from recurra.data.survey import survey
+
+    if task != "language":
+        raise UsageError(f"there is no task called {task!r}; tasks are language")
+    report = survey(data, 0.1)
+    if as_json:
+        _print_json({"task": task, **report})
+        return
+    for name, value in report.items():
+        if name not in ("warnings", "most_common"):
+            print(f"{name.replace('_', ' '):>22}  {value:,}")
+    print(f"{'most common':>22}  " + " ".join(f"{char!r}" for char, _ in report["most_common"]))
+    print("\n".join(f"warning: {words}" for words in report["warnings"]) or "nothing wrong was found")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
+    minutes: Annotated[float, typer.Option(help="How long to train.")] = 1.0,
+    quiet: Quiet = False,
+) -> None:
+    """The main job on text that every Python has: train a character LSTM for a minute and let it write.
+
+    Example: recurra demo
+    """
+    from recurra import api
+    from recurra.demo import python_topics
+
+    text = python_topics(out.with_name(f"{out.name}-text") / "python-topics.txt")
+    print(f"The text: the Python language reference as `help()` shows it, {text.stat().st_size:,} bytes. It begins:\n")
+    print("\n".join("    " + line for line in text.read_text(encoding="utf-8").splitlines()[:6]), end="\n\n", flush=True)
+    exists = (out / "config.toml").exists()
+    values = {} if exists else api.merged({}, {"minutes": minutes})
+    done = _train("language", api.as_sources([text]), out, values, as_json=False, quiet=quiet)
+    for temperature in (0.3, 0.7, 1.0):
+        print(f"\n--- it writes, temperature {temperature} ---", flush=True)
+        for piece in done.task.write("The ", 300, temperature=temperature, seed=1):
+            print(piece, end="", flush=True)
+        print()
+    print(f"\nThe run is in {out}. Worth typing next:")
+    print(f'    recurra generate {out} --prompt "A class is " --length 400 --temperature 0.6')
+    print(f"    recurra evaluate {out} README.md")
+    print("    recurra train language YOUR-TEXT.txt --minutes 5")
+
+
+@bench_app.command("language")
+def bench_language(
+    hidden: Annotated[int, typer.Option(min=1)] = 384,
+    seconds: Annotated[float, typer.Option(help="How long each side trains and writes.")] = 10.0,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Characters per second in training and writing, beside the same model written in torch.nn, in one interleaved run.
+
+    Example: recurra bench language --seconds 5
+    """
+    from recurra.bench.language import compare
+
+    report = compare(hidden, seconds, threads)
+    if as_json:
+        _print_json(report)
+        return
+    for what in ("training", "generation"):
+        row = report[what]
+        print(
+            f"{what:>10}: recurra {row['recurra']:>10,.0f}   torch.nn {row['torch.nn']:>10,.0f} characters/s   "
+            f"ratio {row['ratio']:.2f}"
+        )
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the versions and leave.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as of
+
+        print(f"recurra {of('recurra')}, torch {of('torch')}, Python {sys.version.split()[0]}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command; print a user's mistake as one line on standard error and leave with its exit code."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except Interrupted as stopped:
+        _fail(str(stopped), stopped.exit_code)
+    except RecurraError as error:
+        _fail(f"error: {error}", error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("stopped", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except typer.ClickException as error:
+        error.show()
+        sys.exit(2)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"recurra: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _loaded(folder: Path, threads: int | None) -> Any:
+    import torch
+
+    from recurra import api
+
+    if threads:
+        torch.set_num_threads(threads)
+    return api.load(folder)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return path.open(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; wanted a text file, or - for standard input") from None
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)

@@ -1,0 +1,110 @@
+"""What a training looks like while it runs: a live line on a terminal, plain lines elsewhere. All of it on stderr."""
+
+import math
+import sys
+import time
+from typing import Any
+
+REDRAWS_PER_SECOND = 8
+
+
+class Display:
+    """Events in, lines out. Called as `display(kind, **fields)`; costs nothing between two redraws."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet, self._live, self._last = quiet, None, 0.0
+        self._terminal = sys.stderr.isatty()
+        self._steps = self._targets = 0
+        self._loss, self._began, self._valid = math.nan, time.monotonic(), math.nan
+        self._bar: Any = None
+
+    def __call__(self, kind: str, **fields: Any) -> None:
+        if not self._quiet:
+            getattr(self, f"_{kind}", lambda **_: None)(**fields)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _preparing(self, files: list[str]) -> None:
+        self._say(f"reading {', '.join(files[:3])}{' ...' if len(files) > 3 else ''}")
+
+    def _timing(self, seconds: float) -> None:
+        self._say(f"timing a few steps ({seconds:.0f} s), to turn minutes into steps")
+
+    def _complaint(self, text: str) -> None:
+        self._say(f"warning: {text}")
+
+    def _begin(self, out: str, step: int, steps: int, parameters: int, epoch: int, config: dict[str, Any]) -> None:
+        model = config["model"]
+        self._say(
+            f"{config['cell']['name']}, {model['layers']} x {model['hidden']} units, {parameters:,} parameters, dropout "
+            f"{model['dropout']}; {steps:,} steps = {steps / epoch:.1f} passes; run folder {out}"
+        )
+        if step:
+            self._say(f"going on from step {step:,}")
+        self._steps, self._began, self._targets = steps, time.monotonic(), 0
+        if self._terminal:
+            self._start_bar(step)
+
+    def _start_bar(self, step: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.completed:,}/{task.total:,}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            refresh_per_second=REDRAWS_PER_SECOND,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("", total=self._steps, completed=step, note="")
+
+    def _step(self, step: int, loss: float, targets: float, **_: Any) -> None:
+        self._targets += targets
+        if math.isfinite(loss):
+            self._loss = loss if math.isnan(self._loss) else 0.98 * self._loss + 0.02 * loss
+        now = time.monotonic()
+        if self._bar is None or now - self._last < 1 / REDRAWS_PER_SECOND:
+            return
+        self._last = now
+        speed = self._targets / (now - self._began)
+        note = f"training {self._loss / math.log(2):.3f} validation {self._valid / math.log(2):.3f} bits/token  {speed:,.0f} tokens/s"
+        self._bar.update(self._task, completed=step, note=note)
+
+    def _validation(self, step: int, train: float, loss: float, best: float) -> None:
+        self._valid = loss
+        if self._bar is None:
+            speed = self._targets / max(time.monotonic() - self._began, 1e-9)
+            self._say(
+                f"step {step:>7,}/{self._steps:,}  training {train / math.log(2):.3f}  validation {loss / math.log(2):.3f} "
+                f"bits/token{'  best' if loss <= best else ''}  {speed:,.0f} tokens/s"
+            )
+
+    def _refused(self, step: int, loss: float, rate_scale: float) -> None:
+        self._say(f"step {step:,}: the loss or its gradient is not finite ({loss}); update left out, rate x {rate_scale:g}")
+
+    def _scoring(self) -> None:
+        self.close()
+        self._say("scoring the best model, and the floors")
+
+    def _say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def report_lines(report: dict[str, Any]) -> list[str]:
+    """An evaluation as lines for people: each score, and beside it the floors."""
+    lines = [f"{report['data']}: {report['n']:,} tokens, {report['characters']:,} characters; context: {report['context']}"]
+    scores = report["scores"]
+    lines.append(f"  bits per character   {scores['bits_per_character']:.3f}")
+    lines.append(f"  nats per token       {scores['nats_per_token']:.4f}   (tokens: {report['tokens']})")
+    lines.append(f"  token perplexity     {scores['token_perplexity']:.3f}")
+    lines += [f"  floor: {name:<18} {value:.3f} bits per character" for name, value in report["floors"].items()]
+    return lines

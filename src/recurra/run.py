@@ -1,0 +1,365 @@
+"""A run: the folder in which training, resuming and using meet.
+
+    RUN/config.toml     the settled config             RUN/log.jsonl    one JSON object a line, as things happen
+    RUN/data/           the data, tokenised            RUN/checkpoints/ what training resumes from
+    RUN/best/           the bundle of the best model   RUN/.lock        held while a training writes here
+"""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recurra import bundle, checkpoint, config, fit, storage
+from recurra.checkpoint import Job, Progress
+from recurra.config import Config
+from recurra.data import read
+from recurra.errors import DamagedError, Interrupted, RecurraError, UsageError
+from recurra.learn import LEARNERS
+from recurra.tasks import TASKS, Sources, Task
+
+Tell = Callable[..., None]
+DATA_FILES = {"train.ids", "valid.ids", "test.ids", "corpus.json", "tokenizer.json", "sources.json"}
+TIMING_SECONDS = 4.0
+DEFAULT_MINUTES = 5.0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a training came to."""
+
+    task: Task
+    folder: Path
+    report: dict[str, Any]
+    advice: list[str]
+
+
+def train(name: str, sources: Sources, out: Path, values: Mapping[str, Any], tell: Tell = lambda kind, **fields: None) -> Finished:
+    """Train a task on files in the run folder `out`, or resume the run that is there, exactly.
+
+    `values` are the nested config values of a new run; for a run that exists they must be empty. Events go to `tell`.
+    Raises Interrupted after SIGINT or SIGTERM, when everything is saved.
+    """
+    if name not in TASKS:
+        raise UsageError(f"there is no task called {name!r}; tasks are {', '.join(TASKS)}")
+    with _held(out), _random_numbers_of_our_own():
+        if not (out / "config.toml").exists():
+            _begin(name, sources, out, values, tell)
+        elif values:
+            raise UsageError(_refusal(out, values))
+        settled, task = _open(name, sources, out)
+        return _go_on(settled, task, out, tell)
+
+
+def default_folder(sources: Sources, values: Mapping[str, Any]) -> Path:
+    """`runs/NAME` after the first source, with a number where that is taken."""
+    stem = sources.train[0].name.split(".")[0] or "run"
+    names = [stem] + [f"{stem}-{number}" for number in range(2, 10_000)]
+    return next(Path("runs") / name for name in names if not (Path("runs") / name).exists())
+
+
+def _begin(name: str, sources: Sources, out: Path, values: Mapping[str, Any], tell: Tell) -> None:
+    """Prepare the data, settle the config and write it: from here on the run can be resumed."""
+    given = config.build({**values, "task": name})
+    _set_threads(given)
+
+    def prepare(folder: Path) -> None:
+        TASKS[name].prepare(given, sources, folder)
+        storage.write_json(folder / "sources.json", read.fingerprint(sources.paths))
+
+    tell("preparing", files=[str(path) for path in sources.paths])
+    storage.seal(out / "data", prepare, "data")
+    task = TASKS[name].reopen(given, out / "data")
+    settled = _settled(given, task, tell)
+    storage.replace_file(out / "config.toml", config.dumps(settled).encode())
+
+
+def _open(name: str, sources: Sources, out: Path) -> tuple[Config, Task]:
+    """The config and data of a run that has begun. Raises UsageError where this call means another run."""
+    settled = read_config(out)
+    if settled.task != name:
+        raise UsageError(f"{out}: this run was made by the task {settled.task!r}, not {name!r}; choose another --out")
+    _set_threads(settled)
+    files = storage.verify(out / "data", "data", DATA_FILES)
+    then, now = storage.read_json(files["sources.json"]), read.fingerprint(sources.paths)
+    if then != now:
+        raise UsageError(
+            f"{out}: this run was begun on {_listed(then)}; given now: {_listed(now)}. "
+            "Resume with the same files, unchanged, or choose another --out"
+        )
+    return settled, TASKS[name].reopen(settled, out / "data")
+
+
+def read_config(out: Path) -> Config:
+    """The settled config of a run folder."""
+    path = out / "config.toml"
+    try:
+        return config.build(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UsageError(f"{out}: no config.toml in it, so it is no run folder") from None
+    except (UsageError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DamagedError(f"{path}: {error}; it was altered since the run began") from error
+
+
+def _settled(given: Config, task: Task, tell: Tell) -> Config:
+    """The config with every `auto` and the number of steps decided, by a short timing where minutes were asked for."""
+    chosen = [given.train.minutes, given.train.epochs, given.train.steps]
+    if sum(value is not None for value in chosen) > 1:
+        raise UsageError("--minutes, --epochs and --steps are three ways to say one thing; give one of them")
+    epoch = task.steps_per_epoch()
+    if given.train.steps:
+        steps = given.train.steps
+    elif given.train.epochs:
+        steps = max(1, round(given.train.epochs * epoch))
+    else:
+        steps = _steps_in_minutes(given, task, epoch, tell)
+    settled = task.settle(given, steps / epoch)
+    return config.changed(settled, train={"steps": steps, "minutes": None, "epochs": None})
+
+
+def _steps_in_minutes(given: Config, task: Task, epoch: int, tell: Tell) -> int:
+    """The number of steps that the minutes allow: timed for a small model, and again where so many passes through the data
+    call for another one."""
+    minutes = given.train.minutes or DEFAULT_MINUTES
+    first = task.settle(given, 1.0)
+    steps = _steps_in(minutes, first, task, tell)
+    second = task.settle(given, steps / epoch)
+    return steps if second == first else _steps_in(minutes, second, task, tell)
+
+
+def _steps_in(minutes: float, given: Config, task: Task, tell: Tell) -> int:
+    """How many steps fit into so many minutes, validations included, by a timing of a few seconds whose result is thrown
+    away."""
+    tell("timing", seconds=TIMING_SECONDS)
+    job = _job(given, task)
+    task.model.train()
+    times: list[float] = []
+    batches, carry = task.batches(), job.carry
+    began = time.monotonic()
+    while time.monotonic() - began < TIMING_SECONDS or len(times) < 3:
+        start = time.monotonic()
+        _, carry = job.learner(task, next(batches).to(_device(given)), carry)
+        torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
+        job.optimizer.step()
+        job.optimizer.zero_grad()
+        times.append(time.monotonic() - start)
+    start = time.monotonic()
+    task.validate()
+    validations = given.train.validations * (time.monotonic() - start)
+    usable = max(60 * minutes - validations, 30 * minutes)
+    return max(1, int(usable / float(np.median(times[1:]))))
+
+
+def _job(settled: Config, task: Task) -> Job:
+    """The job at its very start, its model made anew; all that is random in it follows from the seed."""
+    random.seed(settled.train.seed)
+    np.random.seed(settled.train.seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(settled.train.seed)
+    task.build(settled)
+    task.model.to(_device(settled))
+    name, given = settled.learner.name, settled.learner.model_extra or {}
+    if name not in LEARNERS:
+        raise UsageError(f"there is no learner called {name!r}; learners are {', '.join(LEARNERS)}")
+    learner = LEARNERS[name](**config.options(LEARNERS[name], given, "learner"))
+    batch = next(task.batches())
+    why_not = learner.supports(task, batch)
+    if why_not:
+        raise UsageError(f"the learner {name} cannot train this: {why_not}")
+    carry = learner.start(task, batch.to(_device(settled)))
+    return Job(task, learner, fit.make_optimizer(task.model, settled.optimizer), carry, Progress())
+
+
+def _go_on(settled: Config, task: Task, out: Path, tell: Tell) -> Finished:
+    job = _job(settled, task)
+    for complaint in checkpoint.restore(out / "checkpoints", job):
+        tell("complaint", text=complaint)
+    log = Log(out / "log.jsonl", job.progress.step)
+    resumed = job.progress.step
+
+    def told(kind: str, **fields: Any) -> None:
+        log(kind, **fields)
+        tell(kind, **fields)
+
+    def keep() -> None:
+        log.flush()
+        checkpoint.save(out / "checkpoints", job)
+
+    def improved() -> None:
+        bundle.save(out / "best", task, _brief(job))
+
+    told(
+        "begin",
+        out=str(out),
+        step=resumed,
+        steps=settled.train.steps,
+        parameters=sum(parameter.numel() for parameter in task.model.parameters()),
+        epoch=task.steps_per_epoch(),
+        config=settled.model_dump(mode="json"),
+    )
+    with _asked_to_stop() as asked, log:
+        fit.fit(job, settled, told, keep, improved, lambda: bool(asked))
+        if not job.progress.ended:
+            if not (out / "best").exists():
+                improved()
+            raise Interrupted(
+                f"stopped after step {job.progress.step} of {settled.train.steps}, and saved; "
+                f"the same command with --out {out} goes on from there",
+                exit_code=128 + asked[0],
+            )
+        return _finish(job, settled, out, told)
+
+
+def _finish(job: Job, settled: Config, out: Path, tell: Tell) -> Finished:
+    """Score the best model, write the scores into its bundle, and say what the numbers call for."""
+    tell("scoring")
+    best = bundle.load(out / "best")
+    job.task.model = best.model.to(_device(settled))
+    scores = job.task.evaluate()
+    job.task.model.cpu()
+    bundle.save(out / "best", job.task, {**_brief(job), **scores})
+    job.task.model.eval()
+    words = fit.advice(job.progress, scores["floors"], scores["scores"].get("bits_per_character"))
+    tell("end", ended=job.progress.ended, best_step=job.progress.best_step, report=scores, advice=words)
+    return Finished(job.task, out, scores, words)
+
+
+class Log:
+    """`log.jsonl`: what happened, one JSON object a line. A run that resumes drops what came after its checkpoint."""
+
+    def __init__(self, path: Path, step: int, every_seconds: float = 1.0) -> None:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        storage.replace_file(path, "".join(line + "\n" for line in kept).encode())
+        self._file = path.open("a", encoding="utf-8")
+        self._every, self._last = every_seconds, 0.0
+
+    def __call__(self, kind: str, **fields: Any) -> None:
+        now = time.monotonic()
+        if kind == "step" and now - self._last < self._every:
+            return
+        self._last = now
+        finite = {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in fields.items()}
+        try:
+            self._file.write(json.dumps({"event": kind, "time": round(time.time(), 3), **finite}) + "\n")
+        except OSError as error:
+            raise RecurraError(f"{self._file.name}: {error.strerror}; free some space and resume the run") from error
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise RecurraError(f"{self._file.name}: {error.strerror}; free some space and resume the run") from error
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _step_of(line: str) -> float:
+    """The step a log line belongs to; a torn last line belongs to none."""
+    try:
+        return float(json.loads(line).get("step", -1))
+    except (ValueError, AttributeError, TypeError):
+        return float("inf")
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """The run folder, made if need be, locked against other trainings and rid of what a kill left half done."""
+    with storage.hold(out):
+        storage.sweep(out)
+        for name in ("data", "best"):
+            storage.settle(out / name)
+        yield
+
+
+@contextmanager
+def _random_numbers_of_our_own() -> Iterator[None]:
+    """Training seeds the global generators; the caller's are as they were afterwards, and so is the number of threads."""
+    python, numpy, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """A list that holds the signal once SIGINT or SIGTERM has come. A second one stops at once."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _: object) -> None:
+        asked.append(number)
+        for one in before:
+            signal.signal(one, signal.SIG_DFL if one == signal.SIGTERM else signal.default_int_handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _refusal(out: Path, values: Mapping[str, Any]) -> str:
+    names = [f"{section}.{key}" for section, fields in values.items() for key in (fields if isinstance(fields, dict) else [""])]
+    return (
+        f"{out}: this run exists and would be resumed exactly as it was begun, so other options cannot be given: "
+        f"{', '.join(name.rstrip('.') for name in names)}. Leave them out to resume, or choose another --out"
+    )
+
+
+def _listed(prints: Any) -> str:
+    return ", ".join(f"{one['name']} ({one['bytes']:,} bytes, sha256 {one['sha256'][:8]})" for one in prints[:3])
+
+
+def _brief(job: Job) -> dict[str, Any]:
+    return {"step": job.progress.step, "validation_loss": job.progress.best}
+
+
+def _device(settled: Config) -> torch.device:
+    name = settled.train.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device was {name!r}, which this machine does not have ({str(error).splitlines()[0]}); try cpu") from None
+
+
+def _set_threads(settled: Config) -> None:
+    if settled.train.threads:
+        torch.set_num_threads(settled.train.threads)
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def attach_data(task: Task, folder: Path) -> None:
+    """Give a task that was loaded from a run folder the data of its run, for floors, where it is there and whole."""
+    if (folder / "data" / storage.MANIFEST).exists():
+        storage.verify(folder / "data", "data", DATA_FILES)
+        task.attach(folder / "data")
