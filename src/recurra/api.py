@@ -68,9 +68,7 @@ def as_sources(data: Any, valid: Any = (), test: Any = ()) -> Sources:
     """Paths, or lists of them, as Sources. Raises DataError for what is not there."""
     some = lambda given: [given] if isinstance(given, str | Path) else list(given)  # noqa: E731
     valid, test = some(valid), some(test)
-    return Sources(
-        read.sources(some(data)), read.sources(valid) if valid else (), read.sources(test) if test else ()
-    )
+    return Sources(read.sources(some(data)), read.sources(valid) if valid else (), read.sources(test) if test else ())
 
 
 def merged(settings: Mapping[str, Mapping[str, Any]], short: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,9 @@ def load(folder: Path) -> Task:
 def _load(folder: Path) -> Task:
     files = storage.verify(folder, KIND, FILES)
     if missing := FILES - set(files):
-        raise DamagedError(f"{folder}: {', '.join(sorted(missing))} not in the bundle; wanted {', '.join(sorted(FILES))}")
+        raise DamagedError(
+            f"{folder}: {', '.join(sorted(missing))} not in the bundle; wanted {', '.join(sorted(FILES))}"
+        )
     config = _config(files["config.json"])
     tensors = storage.read_tensors(files["model.safetensors"])
     task = TASKS[config.task].restore(config, folder)
@@ -96,7 +98,12 @@ def card(task: Task, report: Mapping[str, Any]) -> str:
     """What a reader of the folder wants to know, as Markdown."""
     count = sum(tensor.numel() for _, tensor in _tensors(task.model))
     lines = [f"# A {task.config.cell.name} network for the {task.name} task", ""]
-    lines += [f"{count:,} parameters. Made with recurra; load it with `recurra.load(folder)`.", "", "| | |", "| --- | --- |"]
+    lines += [
+        f"{count:,} parameters. Made with recurra; load it with `recurra.load(folder)`.",
+        "",
+        "| | |",
+        "| --- | --- |",
+    ]
     scores = {**report.get("scores", {}), **{f"floor: {k}": v for k, v in report.get("floors", {}).items()}}
     lines += [f"| {name} | {value:.4f} |" for name, value in scores.items()]
     return "\n".join(lines) + "\n"

@@ -112,7 +112,7 @@ def _set_optimizer_state(job: Job, slots: dict[str, Tensor], numbers: dict[str, 
 
 
 def _random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    kind, keys, *rest = np.random.get_state(legacy=True)  # type: ignore[misc]  # noqa: NPY002
+    kind, keys, *rest = np.random.get_state(legacy=True)  # type: ignore[misc]
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
     for number in range(torch.cuda.device_count()):
         tensors[f"cuda-{number}"] = torch.cuda.get_rng_state(number)
@@ -126,6 +126,6 @@ def _set_random_state(tensors: dict[str, Tensor], python: dict[str, Any]) -> Non
         if f"cuda-{number}" in tensors:
             torch.cuda.set_rng_state(tensors[f"cuda-{number}"], number)
     kind, *rest = python["numpy"]
-    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), *rest))
     version, internal, gauss = python["python"]
     random.setstate((version, tuple(internal), gauss))

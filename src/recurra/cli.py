@@ -17,17 +17,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Recurrent networks: train, resume, evaluate and use them. Try `recurra demo`.",
 )
-bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure speed, beside the same thing written in torch.nn.")
+bench_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Measure speed, beside the same thing written in torch.nn."
+)
 app.add_typer(bench_app, name="bench")
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="language")]
-Data = Annotated[list[Path], typer.Argument(metavar="DATA...", help="A text file (plain, .gz, .xz), several, or a folder.")]
+Data = Annotated[
+    list[Path], typer.Argument(metavar="DATA...", help="A text file (plain, .gz, .xz), several, or a folder.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a bundle.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The seed of all that is random.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any option of the config.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any option of the config.")
+]
 
 
 @app.command()
@@ -198,7 +204,9 @@ def demo(
 
     text = python_topics(out.with_name(f"{out.name}-text") / "python-topics.txt")
     print(f"The text: the Python language reference as `help()` shows it, {text.stat().st_size:,} bytes. It begins:\n")
-    print("\n".join("    " + line for line in text.read_text(encoding="utf-8").splitlines()[:6]), end="\n\n", flush=True)
+    print(
+        "\n".join("    " + line for line in text.read_text(encoding="utf-8").splitlines()[:6]), end="\n\n", flush=True
+    )
     exists = (out / "config.toml").exists()
     values = {} if exists else api.merged({}, {"minutes": minutes})
     done = _train("language", api.as_sources([text]), out, values, as_json=False, quiet=quiet)

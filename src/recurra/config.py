@@ -26,12 +26,16 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    valid_share: float = Field(0.1, gt=0, lt=1, description="share of the data kept at its end for validation, without --valid")
+    valid_share: float = Field(
+        0.1, gt=0, lt=1, description="share of the data kept at its end for validation, without --valid"
+    )
 
 
 class TokensConfig(Section):
     kind: Literal["characters", "bytes", "words", "bpe"] = "characters"
-    size: int | None = Field(None, ge=2, le=2_000_000, description="vocabulary, where it is learnt; none: the kind's own")
+    size: int | None = Field(
+        None, ge=2, le=2_000_000, description="vocabulary, where it is learnt; none: the kind's own"
+    )
 
 
 class EmbedConfig(Section):
@@ -41,7 +45,9 @@ class EmbedConfig(Section):
 
 
 class ModelConfig(Section):
-    hidden: int | Auto = Field("auto", description="units of each layer; auto: 384, or 512 where the budget reads the text often")
+    hidden: int | Auto = Field(
+        "auto", description="units of each layer; auto: 384, or 512 where the budget reads the text often"
+    )
     layers: int = Field(1, ge=1, le=128)
     input_dropout: float | Auto = Field("auto", description="share of embedding features dropped, locked over a chunk")
     dropout: float | Auto = Field("auto", description="share of outputs of each layer dropped, locked over a chunk")

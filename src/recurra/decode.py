@@ -59,7 +59,9 @@ class Sampler:
             if not low <= value <= high:
                 raise UsageError(f"{name} was {value}, wanted a number from {low:g} to {high:g}")
         if not self.repetition_penalty > 0:
-            raise UsageError(f"repetition_penalty was {self.repetition_penalty}, wanted a number above 0; 1 switches it off")
+            raise UsageError(
+                f"repetition_penalty was {self.repetition_penalty}, wanted a number above 0; 1 switches it off"
+            )
         self._random = torch.Generator().manual_seed(self.seed)
 
     def __call__(self, scores: Tensor, t: int) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,9 @@ class Display:
             )
 
     def _refused(self, step: int, loss: float, rate_scale: float) -> None:
-        self._say(f"step {step:,}: the loss or its gradient is not finite ({loss}); update left out, rate x {rate_scale:g}")
+        self._say(
+            f"step {step:,}: the loss or its gradient is not finite ({loss}); update left out, rate x {rate_scale:g}"
+        )
 
     def _scoring(self) -> None:
         self.close()
@@ -101,7 +103,9 @@ class Display:
 
 def report_lines(report: dict[str, Any]) -> list[str]:
     """An evaluation as lines for people: each score, and beside it the floors."""
-    lines = [f"{report['data']}: {report['n']:,} tokens, {report['characters']:,} characters; context: {report['context']}"]
+    lines = [
+        f"{report['data']}: {report['n']:,} tokens, {report['characters']:,} characters; context: {report['context']}"
+    ]
     scores = report["scores"]
     lines.append(f"  bits per character   {scores['bits_per_character']:.3f}")
     lines.append(f"  nats per token       {scores['nats_per_token']:.4f}   (tokens: {report['tokens']})")

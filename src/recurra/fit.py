@@ -25,7 +25,14 @@ MOST_REFUSED = 10
 Tell = Callable[..., None]
 
 
-def fit(job: Job, config: Config, tell: Tell, keep: Callable[[], None], improved: Callable[[], None], asked: Callable[[], bool]) -> None:
+def fit(
+    job: Job,
+    config: Config,
+    tell: Tell,
+    keep: Callable[[], None],
+    improved: Callable[[], None],
+    asked: Callable[[], bool],
+) -> None:
     """Train until the steps of the config are done, validation stops getting better, or `asked()` turns true.
 
     Each event goes to `tell(kind, **numbers)`; `keep()` saves a checkpoint and `improved()` the best model. When it
@@ -156,5 +163,7 @@ def advice(progress: Progress, floors: dict[str, float] | None = None, score: fl
         )
     below = [name for name, floor in (floors or {}).items() if score is not None and score > floor]
     if below:
-        words.append(f"The network is below the floor of {' and '.join(below)}: a method without a network does better here.")
+        words.append(
+            f"The network is below the floor of {' and '.join(below)}: a method without a network does better here."
+        )
     return words

@@ -15,14 +15,14 @@ from recurra.state import State
 
 @final
 class OneHot(nn.Module):
-    """Token k becomes the k-th unit vector: `[...]` int64 -> `[..., size]`. It has no parameters and no neighbourhood."""
+    """Token k becomes the k-th unit vector: `[...]` int64 -> `[..., size]` int64. It has no parameters and no neighbourhood."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.num_embeddings = self.embedding_dim = size
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.one_hot(tokens, self.num_embeddings).float()
+        return F.one_hot(tokens, self.num_embeddings)
 
 
 @final
@@ -53,7 +53,7 @@ class SequenceModel(Cell):
         return self.readout(ys), state
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        xs = self.embedding(tokens)
+        xs = self.embedding(tokens).to(self.readout.weight.dtype)
         if self.training and self.input_dropout > 0:
             xs = xs * locked_mask(xs, self.input_dropout)
         return xs

@@ -1,8 +1,8 @@
 """A run: the folder in which training, resuming and using meet.
 
-    RUN/config.toml     the settled config             RUN/log.jsonl    one JSON object a line, as things happen
-    RUN/data/           the data, tokenised            RUN/checkpoints/ what training resumes from
-    RUN/best/           the bundle of the best model   RUN/.lock        held while a training writes here
+RUN/config.toml     the settled config             RUN/log.jsonl    one JSON object a line, as things happen
+RUN/data/           the data, tokenised            RUN/checkpoints/ what training resumes from
+RUN/best/           the bundle of the best model   RUN/.lock        held while a training writes here
 """
 
 import json
@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,9 @@ class Finished:
     advice: list[str]
 
 
-def train(name: str, sources: Sources, out: Path, values: Mapping[str, Any], tell: Tell = lambda kind, **fields: None) -> Finished:
+def train(
+    name: str, sources: Sources, out: Path, values: Mapping[str, Any], tell: Tell = lambda kind, **fields: None
+) -> Finished:
     """Train a task on files in the run folder `out`, or resume the run that is there, exactly.
 
     `values` are the nested config values of a new run; for a run that exists they must be empty. Events go to `tell`.
@@ -164,7 +166,7 @@ def _steps_in(minutes: float, given: Config, task: Task, tell: Tell) -> int:
 def _job(settled: Config, task: Task) -> Job:
     """The job at its very start, its model made anew; all that is random in it follows from the seed."""
     random.seed(settled.train.seed)
-    np.random.seed(settled.train.seed % 2**32)  # noqa: NPY002
+    np.random.seed(settled.train.seed % 2**32)
     torch.manual_seed(settled.train.seed)
     task.build(settled)
     task.model.to(_device(settled))
@@ -249,7 +251,9 @@ class Log:
         if kind == "step" and now - self._last < self._every:
             return
         self._last = now
-        finite = {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in fields.items()}
+        finite = {
+            key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in fields.items()
+        }
         try:
             self._file.write(json.dumps({"event": kind, "time": round(time.time(), 3), **finite}) + "\n")
         except OSError as error:
@@ -289,13 +293,13 @@ def _held(out: Path) -> Iterator[None]:
 @contextmanager
 def _random_numbers_of_our_own() -> Iterator[None]:
     """Training seeds the global generators; the caller's are as they were afterwards, and so is the number of threads."""
-    python, numpy, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()  # noqa: NPY002
+    python, numpy, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
     try:
         with torch.random.fork_rng():
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        np.random.set_state(numpy)
         torch.set_num_threads(threads)
 
 
@@ -323,7 +327,11 @@ def _asked_to_stop() -> Iterator[list[int]]:
 
 
 def _refusal(out: Path, values: Mapping[str, Any]) -> str:
-    names = [f"{section}.{key}" for section, fields in values.items() for key in (fields if isinstance(fields, dict) else [""])]
+    names = [
+        f"{section}.{key}"
+        for section, fields in values.items()
+        for key in (fields if isinstance(fields, dict) else [""])
+    ]
     return (
         f"{out}: this run exists and would be resumed exactly as it was begun, so other options cannot be given: "
         f"{', '.join(name.rstrip('.') for name in names)}. Leave them out to resume, or choose another --out"
@@ -345,7 +353,9 @@ def _device(settled: Config) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device was {name!r}, which this machine does not have ({str(error).splitlines()[0]}); try cpu") from None
+        raise UsageError(
+            f"--device was {name!r}, which this machine does not have ({str(error).splitlines()[0]}); try cpu"
+        ) from None
 
 
 def _set_threads(settled: Config) -> None:

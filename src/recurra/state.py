@@ -74,6 +74,8 @@ def masked(xs: State, lengths: Tensor | None) -> State:
 
     def zero_past_end(x: Tensor) -> Tensor:
         keep = within(lengths, x.shape[1])
-        return torch.where(keep.view(*keep.shape, *[1] * (x.dim() - 2)), x, torch.zeros((), dtype=x.dtype, device=x.device))
+        return torch.where(
+            keep.view(*keep.shape, *[1] * (x.dim() - 2)), x, torch.zeros((), dtype=x.dtype, device=x.device)
+        )
 
     return tmap(zero_past_end, xs)

@@ -42,7 +42,10 @@ def compare(hidden: int, seconds: float, threads: int | None = None, rounds: int
     """Medians over `rounds` of characters per second, both sides in turn in each round, and the median of the ratios."""
     if threads:
         torch.set_num_threads(threads)
-    sides = {"training": (_train_ours(hidden), _train_plain(hidden)), "generation": (_write_ours(hidden), _write_plain(hidden))}
+    sides = {
+        "training": (_train_ours(hidden), _train_plain(hidden)),
+        "generation": (_write_ours(hidden), _write_plain(hidden)),
+    }
     report: dict[str, Any] = {"hidden": hidden, "threads": torch.get_num_threads(), "torch": torch.__version__}
     for what, (ours, plain) in sides.items():
         share = seconds / rounds

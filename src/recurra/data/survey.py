@@ -67,7 +67,9 @@ def _warnings(report: dict[str, Any], alphabet: Counter[str], long_lines: int) -
         words.append(f"The longest line has {report['longest_line']:,} characters: is this a text?")
     odd = [c for c in alphabet if unicodedata.category(c) in ("Cc", "Co", "Cn") and c not in "\n\t\r"]
     if odd:
-        words.append(f"{len(odd)} kinds of control or unassigned characters, such as {odd[0]!r} ({alphabet[odd[0]]} times).")
+        words.append(
+            f"{len(odd)} kinds of control or unassigned characters, such as {odd[0]!r} ({alphabet[odd[0]]} times)."
+        )
     if alphabet["\ufffd"]:
         words.append(f"U+FFFD occurs {alphabet[chr(0xFFFD)]:,} times: the text was damaged by an earlier conversion.")
     if report["alphabet"] > 1_000:

@@ -61,9 +61,7 @@ def split(paths: Sequence[Path], share: float, reader: Reader) -> tuple[list[Sli
     return kept, held
 
 
-def write_corpus(
-    path: Path, slices: Sequence[Slice], tokens: Tokens, reader: Reader
-) -> dict[str, object]:
+def write_corpus(path: Path, slices: Sequence[Slice], tokens: Tokens, reader: Reader) -> dict[str, object]:
     """Tokenise the slices into the file `path` (raw ids) and return its description for `open_corpus`.
 
     An end mark stands before each text that is read from its first unit and after each read to its last.

@@ -89,7 +89,7 @@ class Language(Task):
         chosen = {
             "hidden": 512 if often else 384,
             "input_dropout": 0.2 if often else 0.0,
-            "dropout": 0.5 if often else 0.2 if passes > 3 else 0.0,
+            "dropout": 0.5 if often else 0.2 if passes > 6 else 0.0,
             "recurrent_dropout": 0.2 if often else 0.0,
         }
         values = {key: value for key, value in chosen.items() if getattr(config.model, key) == "auto"}

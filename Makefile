@@ -1,0 +1,42 @@
+# The verbs of the project. Each works on a fresh machine with Python 3.11+ and nothing else installed.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo install test soak check fix bench
+
+demo: install
+	$(BIN)/recurra demo
+
+install: $(READY)
+
+# torch comes first and pinned: an unpinned torch brings gigabytes of CUDA libraries.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.ready-dev: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  pytest hypothesis pytest-timeout pytest-xdist ruff mypy import-linter
+	touch $@
+
+test: .venv/.ready-dev
+	$(BIN)/python -m pytest
+
+soak: .venv/.ready-dev
+	$(BIN)/python -m pytest -m soak --timeout 3600
+
+check: .venv/.ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: .venv/.ready-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install
+	$(BIN)/recurra bench language
