@@ -49,7 +49,7 @@ _HOMES = {
     "recurra.testing": ["check_cell"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted([*_HOME, "__version__"])
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

@@ -92,7 +92,8 @@ def restore(folder: Path, job: Job) -> list[str]:
 
 def _optimizer_state(job: Job) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The optimizer's state per parameter: tensors as `<parameter>/<slot>`, plain numbers apart."""
-    slots, numbers = {}, {}
+    slots: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
     for name, parameter in job.task.model.named_parameters():
         for slot, value in job.optimizer.state.get(parameter, {}).items():
             key = f"{plain_name(name)}/{slot}"
@@ -107,12 +108,13 @@ def _set_optimizer_state(job: Job, slots: dict[str, Tensor], numbers: dict[str, 
         name, _, slot = key.rpartition("/")
         parameter = parameters[name]
         if isinstance(value, Tensor) and value.shape == parameter.shape:
-            value = value.to(parameter.device)
-        job.optimizer.state[parameter][slot] = value
+            job.optimizer.state[parameter][slot] = value.to(parameter.device)
+        else:
+            job.optimizer.state[parameter][slot] = value
 
 
 def _random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    kind, keys, *rest = np.random.get_state(legacy=True)  # type: ignore[misc]
+    kind, keys, *rest = np.random.get_state(legacy=True)
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
     for number in range(torch.cuda.device_count()):
         tensors[f"cuda-{number}"] = torch.cuda.get_rng_state(number)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from recurra.errors import DataError, Interrupted, RecurraError, UsageError
@@ -270,7 +271,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except typer.ClickException as error:
+    except click.ClickException as error:
         error.show()
         sys.exit(2)
 

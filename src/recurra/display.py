@@ -14,7 +14,7 @@ class Display:
     def __init__(self, quiet: bool = False) -> None:
         self._quiet, self._live, self._last = quiet, None, 0.0
         self._terminal = sys.stderr.isatty()
-        self._steps = self._targets = 0
+        self._steps, self._targets = 0, 0.0
         self._loss, self._began, self._valid = math.nan, time.monotonic(), math.nan
         self._bar: Any = None
 
@@ -73,7 +73,8 @@ class Display:
             return
         self._last = now
         speed = self._targets / (now - self._began)
-        note = f"training {self._loss / math.log(2):.3f} validation {self._valid / math.log(2):.3f} bits/token  {speed:,.0f} tokens/s"
+        training, valid = self._loss / math.log(2), self._valid / math.log(2)
+        note = f"training {training:.3f} validation {valid:.3f} bits/token  {speed:,.0f} tokens/s"
         self._bar.update(self._task, completed=step, note=note)
 
     def _validation(self, step: int, train: float, loss: float, best: float) -> None:

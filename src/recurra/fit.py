@@ -13,7 +13,7 @@ from recurra.config import Config, OptimizerConfig, TrainConfig
 from recurra.errors import RecurraError
 from recurra.learn import Carry
 
-OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], float]] = {  # the class, and its rate by default
+OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {  # the class, and its rate by default
     "adamw": (torch.optim.AdamW, 5e-3),
     "adam": (torch.optim.Adam, 5e-3),
     "sgd": (torch.optim.SGD, 1.0),

@@ -1,7 +1,7 @@
 """Models are cells again: from tokens to scores, one step or many."""
 
 import copy
-from typing import final
+from typing import cast, final
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,9 @@ class SequenceModel(Cell):
     `input_dropout` drops a share of the features of the embedding in training, the same ones at every step of a call.
     """
 
-    def __init__(self, embedding: nn.Module, core: Cell, readout: nn.Module, input_dropout: float = 0.0) -> None:
+    def __init__(
+        self, embedding: "nn.Embedding | OneHot", core: Cell, readout: nn.Linear, input_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.embedding, self.core, self.readout = embedding, core, readout
         self.input_dropout = input_dropout
@@ -64,7 +66,7 @@ def stack(cell: str, inputs: int, hidden: int, layers: int, dropout: float, **op
     if cell not in CELLS:
         raise UsageError(f"there is no cell called {cell!r}; the cells are {', '.join(CELLS)}")
     sizes = [inputs] + [hidden] * layers
-    cells: list[Cell] = [CELLS[cell](below, hidden, **options) for below in sizes[:-1]]  # type: ignore[call-arg]
+    cells: list[Cell] = [CELLS[cell](below, hidden, **options) for below in sizes[:-1]]
     if dropout > 0:
         cells = [LockedDropout(one, dropout) for one in cells]
     return cells[0] if layers == 1 else Stacked(cells)
@@ -87,7 +89,7 @@ def language_model(
     arXiv:1608.05859), then the embedding has the size of the hidden state; `recurrent_dropout` is `weight_drop`'s."""
     if tied and embedding is None:
         raise UsageError("one-hot inputs have no matrix to tie; leave out embed.tied or embed.kind=onehot")
-    table: nn.Module = OneHot(vocabulary)
+    table: nn.Embedding | OneHot = OneHot(vocabulary)
     if embedding is not None:
         table = nn.Embedding(vocabulary, hidden if tied else embedding)
         nn.init.normal_(table.weight, std=0.1 if tied else 0.3)
@@ -96,7 +98,7 @@ def language_model(
         weight_drop(core, recurrent_dropout)
     readout = nn.Linear(core.output_size, vocabulary)
     if tied:
-        readout.weight = table.weight
+        readout.weight = cast(nn.Embedding, table).weight
     return SequenceModel(table, core, readout, input_dropout)
 
 

@@ -44,6 +44,6 @@ def plain_name(name: str) -> str:
 def without_weight_drop(module: nn.Module) -> nn.Module:
     """Take `weight_drop` off again, in place: each weight is its parameter. Returns the module."""
     for owner in [child for child in module.modules() if parametrize.is_parametrized(child)]:
-        for name in list(owner.parametrizations):  # type: ignore[arg-type, union-attr]
+        for name in list(owner.parametrizations):  # type: ignore[arg-type]
             parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
     return module

@@ -7,6 +7,7 @@ Laws hold in `eval()`; noise belongs to training.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,8 @@ def dtype_of(cell: Cell) -> torch.dtype:
 def same(actual: State, expected: State, what: str) -> None:
     """Two states or tensors agree within the tolerance of their dtype. Raises AssertionError that names the first leaf."""
     for (name, a), b in zip(named(actual).items(), leaves(expected), strict=True):
-        tolerance = TOLERANCE.get(b.dtype, dict(rtol=0.0, atol=0.0))
-        torch.testing.assert_close(a, b, **tolerance, msg=lambda words, name=name: f"{what} ({name}): {words}")
+        tolerance: dict[str, Any] = TOLERANCE.get(b.dtype, dict(rtol=0.0, atol=0.0))
+        torch.testing.assert_close(a, b, **tolerance, msg=partial("{} ({}): {}".format, what, name))
 
 
 def random_state(cell: Cell, batch: int) -> State:
@@ -192,7 +193,7 @@ def forward_mode_agrees_with_reverse_mode(cell: Cell) -> None:
     fn, inputs = _differentiable(cell, dtype=dtype_of(cell))
     values = tuple(part.detach() for part in inputs)
     tangents = tuple(torch.randn_like(part) for part in values)
-    outputs, forward = torch.func.jvp(fn, values, tangents)
+    outputs, forward = torch.func.jvp(fn, values, tangents)  # type: ignore[misc]
     grads = torch.autograd.grad(fn(*inputs), inputs, grad_outputs=[torch.ones_like(part) for part in outputs])
     reverse = torch.stack([(grad * tangent).sum() for grad, tangent in zip(grads, tangents, strict=True)]).sum()
     total = torch.stack([part.sum() for part in forward]).sum()

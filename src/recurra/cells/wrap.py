@@ -1,7 +1,8 @@
 """Cells made of cells."""
 
-from collections.abc import Iterable
-from typing import final
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import cast, final
 
 from torch import Tensor, nn
 
@@ -17,32 +18,38 @@ class Stacked(Cell):
 
     def __init__(self, cells: Iterable[Cell]) -> None:
         super().__init__()
-        self.cells = nn.ModuleList(cells)
-        for below, above in zip(self.cells, list(self.cells)[1:], strict=False):
+        layers = list(cells)
+        self.cells = nn.ModuleList(layers)
+        for below, above in pairwise(layers):
             if below.output_size != above.input_size:
                 raise UsageError(
                     f"a cell with {below.output_size} outputs cannot stand under one with {above.input_size} inputs; "
                     f"build the upper one with input_size={below.output_size}"
                 )
-        self.input_size, self.output_size = self.cells[0].input_size, self.cells[-1].output_size
+        self.input_size, self.output_size = layers[0].input_size, layers[-1].output_size
 
     def initial_state(self, batch: int) -> State:
-        return tuple(cell.initial_state(batch) for cell in self.cells)
+        return tuple(cell.initial_state(batch) for cell in self.layers())
+
+    def layers(self) -> Iterator[Cell]:
+        """The cells, lowest first."""
+        return (cast(Cell, cell) for cell in self.cells)
 
     def project(self, xs: Tensor) -> State:
-        return self.cells[0].project(xs)
+        return next(self.layers()).project(xs)
 
     def step(self, u: State, state: State) -> tuple[Tensor, State]:
-        y, first = self.cells[0].step(u, state[0])
+        lowest, *above = self.layers()
+        y, first = lowest.step(u, state[0])
         after = [first]
-        for cell, before in zip(list(self.cells)[1:], state[1:], strict=True):
+        for cell, before in zip(above, state[1:], strict=True):
             y, now = cell(y, before)
             after.append(now)
         return y, tuple(after)
 
     def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         after = []
-        for cell, before in zip(self.cells, state, strict=True):
+        for cell, before in zip(self.layers(), state, strict=True):
             xs, now = cell.unroll(xs, before, lengths)
             after.append(now)
         return xs, tuple(after)

@@ -24,7 +24,8 @@ class Carry(NamedTuple):
 class Learnable(Protocol):
     """What a learner needs to know of a task."""
 
-    model: Cell
+    @property
+    def model(self) -> Cell: ...
 
     def loss(self, batch: Batch, state: State) -> tuple[Tensor, State]:
         """The summed losses of the steps divided by `batch.weight`, and the state after them. Pure."""
