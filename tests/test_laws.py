@@ -1,0 +1,164 @@
+"""Table x laws: every member of every concept obeys every law of `recurra.testing`."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import recurra
+from recurra import testing
+from recurra.cells import CELLS, GRU, LSTM, Cell, Elman, LockedDropout, Stacked
+from recurra.config import build
+from recurra.data.batch import Batch
+from recurra.models import language_model
+from recurra.tasks import Language, Sources
+
+MEMBERS: dict[str, Callable[[], Cell]] = {
+    "elman": lambda: Elman(4, 3),
+    "elman relu": lambda: Elman(4, 3, activation="relu"),
+    "lstm": lambda: LSTM(4, 3),
+    "lstm, one unit": lambda: LSTM(1, 1),
+    "gru": lambda: GRU(4, 3),
+    "stacked": lambda: Stacked([LSTM(4, 3), GRU(3, 2), Elman(2, 5)]),
+    "locked dropout": lambda: LockedDropout(GRU(4, 3), 0.5),
+    "language model": lambda: language_model(7, hidden=3, embedding=2),
+    "language model, all noise": lambda: language_model(
+        7, cell="gru", hidden=3, layers=2, embedding=2, dropout=0.5, input_dropout=0.5, recurrent_dropout=0.3
+    ),
+    "language model, one-hot": lambda: language_model(7, hidden=3, embedding=None),
+    "language model, tied": lambda: language_model(6, cell="elman", hidden=3, tied=True),
+}
+
+
+@pytest.mark.parametrize("law", testing.CELL_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("member", MEMBERS)
+def test_every_cell_keeps_every_law(member: str, law: Callable[[Cell], None]) -> None:
+    torch.manual_seed(0)
+    law(MEMBERS[member]().eval())
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_every_cell_keeps_every_law_in_float64_too(member: str) -> None:
+    torch.manual_seed(1)
+    cell = MEMBERS[member]().double()
+    testing.check_cell(cell)
+
+
+class Forgetful(Cell):
+    """Breaks laws on purpose: keeps state in an attribute and lets rows see each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_size, self.output_size = 2, 2
+        self.weight = nn.Parameter(torch.eye(2))
+        self.calls = 0.0
+
+    def initial_state(self, batch: int) -> torch.Tensor:
+        return torch.zeros(batch, 2)
+
+    def step(self, u: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.calls += 0.1
+        y = u @ self.weight + state.mean(dim=0) + self.calls
+        return y, y
+
+
+def test_check_cell_names_each_broken_law_in_words() -> None:
+    with pytest.raises(AssertionError, match="rows do not see each other") as caught:
+        recurra.check_cell(Forgetful())
+    assert "calling twice gives the same" in str(caught.value)
+
+
+def test_check_cell_refuses_what_cannot_step_in_words() -> None:
+    with pytest.raises(recurra.UsageError, match="cannot step"):
+        recurra.check_cell(nn.LSTM(2, 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_states_keep_the_state_laws(member: str) -> None:
+    for law in testing.STATE_LAWS:
+        law(MEMBERS[member]().initial_state(3))
+        law(())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 9), st.data())
+def test_batches_keep_the_batch_laws(rows: int, time: int, data: st.DataObject) -> None:
+    lengths = data.draw(st.one_of(st.none(), st.lists(st.integers(0, time), min_size=rows, max_size=rows)))
+    inputs = torch.arange(rows * time).view(rows, time)
+    weight = float(rows * time if lengths is None else sum(lengths))
+    fresh = torch.tensor(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows)))
+    batch = Batch(inputs, inputs + 1, None if lengths is None else torch.tensor(lengths), weight, fresh)
+    for law in testing.BATCH_LAWS:
+        law(batch)
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes", "words", "bpe"])
+@pytest.mark.parametrize("law", testing.TASK_LAWS, ids=lambda law: law.__name__)
+def test_the_language_task_keeps_the_task_laws(kind: str, law: Callable, tmp_path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, as ever. " * 12, encoding="utf-8")
+    size = 300 if kind == "bpe" else None
+    config = build(
+        {"tokens": {"kind": kind, "size": size}, "train": {"rows": 3, "chunk": 5, "steps": 6}, "model": {"hidden": 6}}
+    )
+    (tmp_path / "data").mkdir()
+    task = Language.prepare(config, Sources([text]), tmp_path / "data")
+    torch.manual_seed(0)
+    task.build(task.settle(config, 1.0))
+    task.model.eval()
+    law(task, "The qu", tmp_path)
+
+
+# --- oracles ---------------------------------------------------------------------------------------------------------
+
+TORCH = {
+    "elman": (lambda: Elman(5, 4), nn.RNNCell),
+    "elman relu": (lambda: Elman(5, 4, activation="relu"), lambda i, h: nn.RNNCell(i, h, nonlinearity="relu")),
+    "lstm": (lambda: LSTM(5, 4), nn.LSTMCell),
+    "gru": (lambda: GRU(5, 4), nn.GRUCell),
+}
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_torch_cells_take_our_weights_and_give_our_numbers(name: str) -> None:
+    torch.manual_seed(0)
+    ours, theirs = TORCH[name][0](), TORCH[name][1](5, 4)
+    theirs.load_state_dict(ours.state_dict())
+    x, state = torch.randn(3, 5), testing.random_state(ours, 3)
+    _, after = ours(x, state)
+    expected = theirs(x, tuple(state) if name == "lstm" else state[0])
+    expected = expected if name == "lstm" else (expected,)
+    for a, b in zip(after, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("elman", 1), ("gru", 3), ("lstm", 4)])
+def test_the_number_of_parameters_is_the_formula_of_the_docstring(name: str, blocks: int) -> None:
+    count = sum(p.numel() for p in CELLS[name](7, 5).parameters())  # type: ignore[call-arg]
+    assert count == blocks * 5 * (7 + 5 + 2)
+
+
+def test_the_lectures_tanh_cell_gives_its_published_numbers() -> None:
+    cell = Elman(1, 1)
+    with torch.no_grad():
+        for parameter, value in zip(cell.parameters(), (0.2, 0.3, -0.1, 0.0), strict=True):
+            parameter.fill_(value)
+    ys, _ = cell.unroll(torch.tensor([[[0.7], [0.9], [1.1]]]), cell.initial_state(1))
+    torch.testing.assert_close(ys[0, :, 0], torch.tensor([0.0399, 0.0917, 0.1464]), rtol=0, atol=1e-4)
+
+
+def test_wrong_shapes_and_lengths_are_refused_in_words() -> None:
+    cell = LSTM(4, 3)
+    xs, state = torch.randn(2, 5, 4), cell.initial_state(2)
+    for call, words in [
+        (lambda: cell.unroll(torch.randn(2, 5, 6), state), "build the cell with input_size=6"),
+        (lambda: cell.unroll(xs, cell.initial_state(3)), r"start from initial_state\(2\)"),
+        (lambda: cell.unroll(xs, state, torch.tensor([1.0, 2.0])), "wanted int64"),
+        (lambda: cell.unroll(xs, state, torch.tensor([1, 9])), "each between 0 and 5"),
+        (lambda: cell.unroll(xs, state, torch.tensor([-1, 2])), "from -1 to 2"),
+    ]:
+        with pytest.raises(recurra.UsageError, match=words):
+            call()
