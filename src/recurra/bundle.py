@@ -71,11 +71,14 @@ def _load(folder: Path) -> Task:
 
 def find(folder: Path) -> Path:
     """The bundle that a user means by a folder: itself, or the best one of a run (set aside, where a kill left it so)."""
-    for place in (folder, folder / "best", folder / ".old-best"):
-        if (place / storage.MANIFEST).exists():
-            return place
-    if not folder.exists():
-        raise DataError(f"{folder}: there is no such folder; wanted a run folder or a bundle")
+    try:
+        for place in (folder, folder / "best", folder / ".old-best"):
+            if (place / storage.MANIFEST).exists():
+                return place
+        if not folder.exists():
+            raise DataError(f"{folder}: there is no such folder; wanted a run folder or a bundle")
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror}; wanted a run folder or a bundle that can be read") from error
     if (folder / "config.toml").exists():
         raise DataError(f"{folder}: this run has not saved a model yet; let it train until its first validation")
     raise DataError(f"{folder}: neither a run folder nor a bundle (no {storage.MANIFEST} in it or in its best/)")

@@ -1,12 +1,12 @@
 """The command `recurra`. Each command is a few lines around the library; heavy imports happen inside."""
 
+import io
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from recurra.errors import DataError, Interrupted, RecurraError, UsageError
@@ -19,7 +19,9 @@ app = typer.Typer(
     help="Recurrent networks: train, resume, evaluate and use them. Try `recurra demo`.",
 )
 bench_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Measure speed, beside the same thing written in torch.nn."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure speed, beside the same thing written in torch.nn.\n\nExample: recurra bench language --seconds 5",
 )
 app.add_typer(bench_app, name="bench")
 
@@ -252,16 +254,20 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
     if version:
         from importlib.metadata import version as of
 
-        print(f"recurra {of('recurra')}, torch {of('torch')}, Python {sys.version.split()[0]}")
+        from recurra import __version__
+
+        print(f"recurra {__version__}, torch {of('torch')}, Python {sys.version.split()[0]}")
         raise typer.Exit
 
 
 def main() -> None:
     """Run the command; print a user's mistake as one line on standard error and leave with its exit code."""
+    for stream, errors in [(sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")]:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)  # what a terminal cannot show, or a pipe did not mean, is no reason to stop
     try:
-        app(standalone_mode=False)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except Interrupted as stopped:
         _fail(str(stopped), stopped.exit_code)
     except RecurraError as error:
@@ -271,9 +277,10 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "recurra"
+        _fail(f"error: {error.format_message().rstrip('.')}; see {command} --help", 2)
 
 
 def _fail(message: str, code: int) -> None:
@@ -299,4 +306,4 @@ def _opened(path: Path) -> Any:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    print(json.dumps(value, ensure_ascii=sys.stdout.encoding.lower() != "utf-8", allow_nan=False), flush=True)

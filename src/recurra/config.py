@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from recurra.errors import UsageError
 
 Auto = Literal["auto"]
+Units = Annotated[int, Field(ge=1, le=65_536)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -45,13 +48,13 @@ class EmbedConfig(Section):
 
 
 class ModelConfig(Section):
-    hidden: int | Auto = Field(
+    hidden: Units | Auto = Field(
         "auto", description="units of each layer; auto: 384, or 512 where the budget reads the text often"
     )
     layers: int = Field(1, ge=1, le=128)
-    input_dropout: float | Auto = Field("auto", description="share of embedding features dropped, locked over a chunk")
-    dropout: float | Auto = Field("auto", description="share of outputs of each layer dropped, locked over a chunk")
-    recurrent_dropout: float | Auto = Field("auto", description="share of recurrent weights dropped")
+    input_dropout: Share | Auto = Field("auto", description="share of embedding features dropped, locked over a chunk")
+    dropout: Share | Auto = Field("auto", description="share of outputs of each layer dropped, locked over a chunk")
+    recurrent_dropout: Share | Auto = Field("auto", description="share of recurrent weights dropped")
 
 
 class CellConfig(Section):
@@ -66,7 +69,7 @@ class LearnerConfig(Section):
 
 class OptimizerConfig(Section):
     name: Literal["adamw", "adam", "sgd", "rmsprop", "adadelta", "adagrad"] = "adamw"
-    rate: float | Auto = Field("auto", description="peak learning rate; auto: the optimizer's own")
+    rate: Rate | Auto = Field("auto", description="peak learning rate; auto: the optimizer's own")
     weight_decay: float = Field(0.01, ge=0, description="on matrices, never on biases")
     momentum: float = Field(0.0, ge=0, lt=1, description="sgd and rmsprop only")
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
@@ -76,7 +79,7 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     rows: int = Field(32, ge=1, le=65_536, description="sequences side by side in a batch")
     chunk: int = Field(64, ge=1, le=1_000_000, description="time steps in a batch")
     minutes: float | None = Field(None, gt=0, description="becomes a number of steps after a short timing")
@@ -101,6 +104,9 @@ class Config(Section):
     learner: LearnerConfig = LearnerConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+
+
+_KINDS = ("literal['auto']", "int", "float", "constrained-int", "constrained-float")
 
 
 def build(values: Mapping[str, Any]) -> Config:
@@ -193,7 +199,7 @@ def _sections() -> str:
 
 
 def _in_words(detail: Any, model: type[BaseModel], prefix: str = "") -> str:
-    place = [str(part) for part in detail["loc"] if part not in ("literal['auto']", "int", "float")]
+    place = [str(part) for part in detail["loc"] if part not in _KINDS]
     key = ".".join([prefix, *place] if prefix else place)
     if detail["type"] == "extra_forbidden":
         known = _known(model, place[:-1])

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from recurra.cells import Cell
-from recurra.errors import UsageError
+from recurra.errors import RecurraError, UsageError
 from recurra.state import State
 
+SMALLEST_TEMPERATURE = 1e-8  # below it, division would leave the numbers of 32 bits: the best token is taken, as at 0
 Feed = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
@@ -58,10 +59,12 @@ class Sampler:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UsageError(f"{name} was {value}, wanted a number from {low:g} to {high:g}")
-        if not self.repetition_penalty > 0:
+        if not 0 < self.repetition_penalty < float("inf"):
             raise UsageError(
                 f"repetition_penalty was {self.repetition_penalty}, wanted a number above 0; 1 switches it off"
             )
+        if not -(2**63) <= self.seed < 2**63:
+            raise UsageError(f"seed was {self.seed}, wanted a number of at most 64 bits")
         self._random = torch.Generator().manual_seed(self.seed)
 
     def __call__(self, scores: Tensor, t: int) -> tuple[Tensor, Tensor]:
@@ -71,7 +74,12 @@ class Sampler:
     def pick(self, scores: Tensor) -> Tensor:
         """The next token of each row."""
         scores = self._penalised(scores.detach().float().cpu())
-        if self.temperature == 0:
+        if not bool(scores.amax(dim=1).isfinite().all()):
+            raise RecurraError(
+                "the scores of the model are not finite: its training has diverged; "
+                "train it anew with a lower --set optimizer.rate"
+            )
+        if self.temperature < SMALLEST_TEMPERATURE:
             tokens = scores.argmax(dim=1)
         else:
             chances = self.probabilities(scores)

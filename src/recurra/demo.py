@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from recurra.errors import RecurraError
 from recurra.storage import replace_file
 
 
@@ -11,7 +12,11 @@ def python_topics(path: Path) -> Path:
 
     text = "\n\n".join(topics[name].strip("\n") for name in sorted(topics)) + "\n"
     content = text.encode()
-    if not path.exists() or path.read_bytes() != content:
+    try:
+        there = path.exists() and path.read_bytes() == content
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecurraError(f"{path}: {error.strerror}; choose a place that can be written to with --out") from error
+    if not there:
         replace_file(path, content)
     return path

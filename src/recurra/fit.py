@@ -36,7 +36,8 @@ def fit(
     """Train until the steps of the config are done, validation stops getting better, or `asked()` turns true.
 
     Each event goes to `tell(kind, **numbers)`; `keep()` saves a checkpoint and `improved()` the best model. When it
-    returns, the last step is validated and `job.progress.ended` says why it ended ("" where it was asked to stop).
+    returns, `job.progress.ended` says why it ended ("" where it was asked to stop). A stop adds no validation to those of the
+    schedule: it would be remembered, and the run would end otherwise than one that was never stopped.
     """
     progress, parameters = job.progress, list(job.task.model.parameters())
     steps, every = config.train.steps or 0, validation_interval(config.train)
@@ -67,8 +68,6 @@ def fit(
             saved = time.monotonic()
     if progress.step >= steps and not progress.ended:
         progress.ended = "all steps done"
-    if progress.recent and not progress.ended:
-        validate(job, config, tell, improved)
     keep()
 
 

@@ -44,6 +44,10 @@ def plain_name(name: str) -> str:
 def without_weight_drop(module: nn.Module) -> nn.Module:
     """Take `weight_drop` off again, in place: each weight is its parameter. Returns the module."""
     for owner in [child for child in module.modules() if parametrize.is_parametrized(child)]:
-        for name in list(owner.parametrizations):  # type: ignore[arg-type]
-            parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
+        # Not `remove_parametrizations`: that alters the class of the module, which a deep copy shares with its original.
+        parameters = {name: chain.original for name, chain in owner.parametrizations.items()}
+        del owner.parametrizations
+        owner.__class__ = type(owner).__bases__[0]
+        for name, parameter in parameters.items():
+            owner.register_parameter(name, parameter)
     return module

@@ -8,6 +8,7 @@ RUN/best/           the bundle of the best model   RUN/.lock        held while a
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -33,6 +34,7 @@ Tell = Callable[..., None]
 DATA_FILES = {"train.ids", "valid.ids", "test.ids", "corpus.json", "tokenizer.json", "sources.json"}
 TIMING_SECONDS = 4.0
 DEFAULT_MINUTES = 5.0
+_OUT_OF_MEMORY = re.compile("out of memory|allocate memory|Storage size calculation overflowed")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def default_folder(sources: Sources, values: Mapping[str, Any]) -> Path:
 def _begin(name: str, sources: Sources, out: Path, values: Mapping[str, Any], tell: Tell) -> None:
     """Prepare the data, settle the config and write it: from here on the run can be resumed."""
     given = config.build({**values, "task": name})
+    if sum(value is not None for value in (given.train.minutes, given.train.epochs, given.train.steps)) > 1:
+        raise UsageError("--minutes, --epochs and --steps are three ways to say one thing; give one of them")
     _set_threads(given)
 
     def prepare(folder: Path) -> None:
@@ -84,6 +88,7 @@ def _begin(name: str, sources: Sources, out: Path, values: Mapping[str, Any], te
     storage.seal(out / "data", prepare, "data")
     task = TASKS[name].reopen(given, out / "data")
     settled = _settled(given, task, tell)
+    _job(settled, task)  # what cannot be begun is refused before there is a run to resume
     storage.replace_file(out / "config.toml", config.dumps(settled).encode())
 
 
@@ -116,9 +121,6 @@ def read_config(out: Path) -> Config:
 
 def _settled(given: Config, task: Task, tell: Tell) -> Config:
     """The config with every `auto` and the number of steps decided, by a short timing where minutes were asked for."""
-    chosen = [given.train.minutes, given.train.epochs, given.train.steps]
-    if sum(value is not None for value in chosen) > 1:
-        raise UsageError("--minutes, --epochs and --steps are three ways to say one thing; give one of them")
     epoch = task.steps_per_epoch()
     if given.train.steps:
         steps = given.train.steps
@@ -168,8 +170,17 @@ def _job(settled: Config, task: Task) -> Job:
     random.seed(settled.train.seed)
     np.random.seed(settled.train.seed % 2**32)
     torch.manual_seed(settled.train.seed)
-    task.build(settled)
-    task.model.to(_device(settled))
+    device = _device(settled)
+    try:
+        task.build(settled)
+        task.model.to(device)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        raise RecurraError(
+            f"{settled.model.layers} layers of {settled.model.hidden} units do not fit into the memory of {device}; "
+            "take fewer with --hidden or --layers"
+        ) from error
     name, given = settled.learner.name, settled.learner.model_extra or {}
     if name not in LEARNERS:
         raise UsageError(f"there is no learner called {name!r}; learners are {', '.join(LEARNERS)}")
@@ -224,6 +235,11 @@ def _go_on(settled: Config, task: Task, out: Path, tell: Tell) -> Finished:
 
 def _finish(job: Job, settled: Config, out: Path, tell: Tell) -> Finished:
     """Score the best model, write the scores into its bundle, and say what the numbers call for."""
+    if not (out / "best").exists():
+        raise RecurraError(
+            f"no validation of this run had a finite loss, so there is no best model ({job.progress.refused} updates were "
+            "left out as well); start a new run with a lower --set optimizer.rate, and look at the data"
+        )
     tell("scoring")
     best = bundle.load(out / "best")
     job.task.model = best.model.to(_device(settled))
@@ -268,8 +284,12 @@ class Log:
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            if kind is None:  # otherwise the disk is full, or worse, and that is being said already
+                raise RecurraError(f"{self._file.name}: {error.strerror}; free some space and resume the run") from error
 
 
 def _step_of(line: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from recurra.data import read
 
-LINE_SHOWN = 2_000
+LINE_KEPT = 2_000
 
 
 def survey(paths: Sequence[Path | str], valid_share: float) -> dict[str, Any]:
@@ -22,14 +22,17 @@ def survey(paths: Sequence[Path | str], valid_share: float) -> dict[str, Any]:
     lines: Counter[bytes] = Counter()
     longest = blank = 0
     for path in files:
-        tail = ""
+        tail, cut = "", 0  # the line so far, and how many of its characters were let go
         for chunk in read.characters(path):
             alphabet.update(chunk)
             *whole, tail = (tail + chunk).split("\n") if "\n" in chunk else [tail + chunk]
-            longest = max(longest, *map(len, whole), len(tail)) if whole else max(longest, len(tail))
+            if whole:
+                longest, cut = max(longest, cut + len(whole[0]), *map(len, whole)), 0
+            longest = max(longest, cut + len(tail))
             blank += sum(not line.strip() for line in whole)
             lines.update(_digest(line) for line in whole if len(line.strip()) > 20)
-            tail = tail if len(tail) < 1 << 20 else tail[-LINE_SHOWN:]
+            if len(tail) >= 1 << 20:
+                cut, tail = cut + len(tail) - LINE_KEPT, tail[-LINE_KEPT:]
     characters = sum(alphabet.values())
     repeated = sum(count - 1 for count in lines.values())
     report = {

@@ -1,5 +1,6 @@
 """The language task: predict the next token of a text, and write."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from recurra.data.batch import Batch
 from recurra.data.feed import Corpus, Stream
 from recurra.data.tokens import TOKENS, Tokens
 from recurra.decode import Sampler
-from recurra.errors import DataError, UsageError
+from recurra.errors import DataError, RecurraError, UsageError
 from recurra.metrics import bits, perplexity
 from recurra.models import Snapshot, language_model
 from recurra.state import State, within
@@ -154,6 +155,11 @@ class Language(Task):
             raise DataError("the text to evaluate has no token after its first; wanted at least two characters")
         readers = max(1, min(64, corpus.transitions // 500_000))
         nats, count = surprise(self.model, corpus, readers, warmup=2_000)
+        if not math.isfinite(nats):
+            raise RecurraError(
+                "the score is not a finite number: the training of this model has diverged; "
+                "train it anew with a lower --set optimizer.rate"
+            )
         characters = about["characters"]
         return {
             "task": self.name,
