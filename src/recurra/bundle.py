@@ -117,12 +117,17 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _config(path: Path) -> Config:
+    value = storage.read_json(path)
+    if not isinstance(value, dict):
+        raise DamagedError(f"{path}: expected a config, found {type(value).__name__}; restore it from a copy")
     try:
-        config = build(storage.read_json(path))
+        config = build(value)
     except UsageError as error:
         raise DamagedError(f"{path}: {error}; it was written by another version of recurra, or altered") from error
     if config.task not in TASKS:
         raise DamagedError(f"{path}: there is no task called {config.task!r}; tasks are {', '.join(TASKS)}")
+    if "auto" in config.model.model_dump().values():
+        raise DamagedError(f"{path}: [model] holds an auto, wanted the settled values of a run; restore it from a copy")
     return config
 
 

@@ -215,6 +215,7 @@ def demo(
     done = _train("language", api.as_sources([text]), out, values, as_json=False, quiet=quiet)
     for temperature in (0.3, 0.7, 1.0):
         print(f"\n--- it writes, temperature {temperature} ---", flush=True)
+        print("The ", end="")
         for piece in done.task.write("The ", 300, temperature=temperature, seed=1):
             print(piece, end="", flush=True)
         print()
@@ -278,6 +279,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except typer.TyperException as error:
+        if "\n" in error.format_message():  # a command without arguments: the message is its help
+            print(error.format_message(), file=sys.stderr)
+            sys.exit(2)
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "recurra"
         _fail(f"error: {error.format_message().rstrip('.')}; see {command} --help", 2)

@@ -80,7 +80,7 @@ class OptimizerConfig(Section):
 
 class TrainConfig(Section):
     seed: int = Field(0, ge=0, lt=2**63)
-    rows: int = Field(32, ge=1, le=65_536, description="sequences side by side in a batch")
+    rows: Annotated[int, Field(ge=1, le=65_536)] | Auto = Field("auto", description="sequences side by side in a batch")
     chunk: int = Field(64, ge=1, le=1_000_000, description="time steps in a batch")
     minutes: float | None = Field(None, gt=0, description="becomes a number of steps after a short timing")
     epochs: float | None = Field(None, gt=0)
@@ -106,7 +106,8 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
 
 
-_KINDS = ("literal['auto']", "int", "float", "constrained-int", "constrained-float")
+_AUTO = "literal['auto']"
+_KINDS = (_AUTO, "int", "float", "constrained-int", "constrained-float")
 
 
 def build(values: Mapping[str, Any]) -> Config:
@@ -114,7 +115,9 @@ def build(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(dict(values))
     except ValidationError as error:
-        raise UsageError("; ".join(_in_words(detail, Config) for detail in error.errors())) from None
+        # Of a field that takes a number or "auto", what is wrong with the number is said, and auto in the same breath.
+        details = [detail for detail in error.errors() if detail["loc"][-1:] != (_AUTO,)]
+        raise UsageError("; ".join(_in_words(detail, Config) for detail in details)) from None
 
 
 def changed(config: Config, **sections: Mapping[str, Any]) -> Config:
@@ -206,7 +209,8 @@ def _in_words(detail: Any, model: type[BaseModel], prefix: str = "") -> str:
         near = get_close_matches(place[-1], known, n=1)
         remedy = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"
         return f"{key} is not an option; {remedy}"
-    return f"{key} was {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    auto = ", or auto" if detail["loc"][-1] in _KINDS else ""
+    return f"{key} was {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}{auto}"
 
 
 def _known(model: type[BaseModel], place: list[str]) -> list[str]:

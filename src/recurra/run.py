@@ -3,6 +3,7 @@
 RUN/config.toml     the settled config             RUN/log.jsonl    one JSON object a line, as things happen
 RUN/data/           the data, tokenised            RUN/checkpoints/ what training resumes from
 RUN/best/           the bundle of the best model   RUN/.lock        held while a training writes here
+RUN/given.json      the options as they were given, so that the same command resumes
 """
 
 import json
@@ -34,6 +35,7 @@ Tell = Callable[..., None]
 DATA_FILES = {"train.ids", "valid.ids", "test.ids", "corpus.json", "tokenizer.json", "sources.json"}
 TIMING_SECONDS = 4.0
 DEFAULT_MINUTES = 5.0
+_NOTHING = object()
 _OUT_OF_MEMORY = re.compile("out of memory|allocate memory|Storage size calculation overflowed")
 
 
@@ -52,7 +54,7 @@ def train(
 ) -> Finished:
     """Train a task on files in the run folder `out`, or resume the run that is there, exactly.
 
-    `values` are the nested config values of a new run; for a run that exists they must be empty. Events go to `tell`.
+    `values` are the nested config values of a new run; for a run that exists, none or the same again. Events go to `tell`.
     Raises Interrupted after SIGINT or SIGTERM, when everything is saved.
     """
     if name not in TASKS:
@@ -60,8 +62,11 @@ def train(
     with _held(out), _random_numbers_of_our_own():
         if not (out / "config.toml").exists():
             _begin(name, sources, out, values, tell)
-        elif values:
-            raise UsageError(_refusal(out, values))
+        elif others := _others(out, values):
+            raise UsageError(
+                f"{out}: this run exists and would be resumed exactly as it was begun, so other options cannot be given: "
+                f"{', '.join(others)}. Leave them out to resume, or choose another --out"
+            )
         settled, task = _open(name, sources, out)
         return _go_on(settled, task, out, tell)
 
@@ -89,6 +94,7 @@ def _begin(name: str, sources: Sources, out: Path, values: Mapping[str, Any], te
     task = TASKS[name].reopen(given, out / "data")
     settled = _settled(given, task, tell)
     _job(settled, task)  # what cannot be begun is refused before there is a run to resume
+    storage.replace_file(out / "given.json", json.dumps(values).encode())
     storage.replace_file(out / "config.toml", config.dumps(settled).encode())
 
 
@@ -121,25 +127,23 @@ def read_config(out: Path) -> Config:
 
 def _settled(given: Config, task: Task, tell: Tell) -> Config:
     """The config with every `auto` and the number of steps decided, by a short timing where minutes were asked for."""
+    asked = given.train
+    reference = task.settle(given)
+    task.build(reference)
     epoch = task.steps_per_epoch()
-    if given.train.steps:
-        steps = given.train.steps
-    elif given.train.epochs:
-        steps = max(1, round(given.train.epochs * epoch))
+    if asked.steps is not None:
+        settled, steps = task.settle(given, asked.steps / epoch), asked.steps
+    elif asked.epochs is not None:
+        settled = task.settle(given, asked.epochs)
+        task.build(settled)
+        steps = max(1, round(asked.epochs * task.steps_per_epoch()))
     else:
-        steps = _steps_in_minutes(given, task, epoch, tell)
-    settled = task.settle(given, steps / epoch)
+        minutes = asked.minutes or DEFAULT_MINUTES
+        steps = _steps_in(minutes, reference, task, tell)
+        settled = task.settle(given, steps / epoch)
+        if settled != reference:  # another model, another speed
+            steps = _steps_in(minutes, settled, task, tell)
     return config.changed(settled, train={"steps": steps, "minutes": None, "epochs": None})
-
-
-def _steps_in_minutes(given: Config, task: Task, epoch: int, tell: Tell) -> int:
-    """The number of steps that the minutes allow: timed for a small model, and again where so many passes through the data
-    call for another one."""
-    minutes = given.train.minutes or DEFAULT_MINUTES
-    first = task.settle(given, 1.0)
-    steps = _steps_in(minutes, first, task, tell)
-    second = task.settle(given, steps / epoch)
-    return steps if second == first else _steps_in(minutes, second, task, tell)
 
 
 def _steps_in(minutes: float, given: Config, task: Task, tell: Tell) -> int:
@@ -346,16 +350,18 @@ def _asked_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _refusal(out: Path, values: Mapping[str, Any]) -> str:
-    names = [
+def _others(out: Path, values: Mapping[str, Any]) -> list[str]:
+    """The keys among `values` that are neither as they were given when the run began nor as they were settled then."""
+    settled = read_config(out).model_dump(mode="json")
+    given = storage.read_json(out / "given.json") if (out / "given.json").exists() else {}
+    sections = {section: fields for section, fields in values.items() if isinstance(fields, Mapping)}
+    plain = [key for key, value in values.items() if key not in sections and value != settled.get(key)]
+    return plain + [
         f"{section}.{key}"
-        for section, fields in values.items()
-        for key in (fields if isinstance(fields, dict) else [""])
+        for section, fields in sections.items()
+        for key, value in fields.items()
+        if value not in (given.get(section, {}).get(key, _NOTHING), settled[section].get(key, _NOTHING))
     ]
-    return (
-        f"{out}: this run exists and would be resumed exactly as it was begun, so other options cannot be given: "
-        f"{', '.join(name.rstrip('.') for name in names)}. Leave them out to resume, or choose another --out"
-    )
 
 
 def _listed(prints: Any) -> str:

@@ -62,8 +62,9 @@ class Task(ABC):
         """Take the data that `prepare` left in `folder` into use."""
 
     @abstractmethod
-    def settle(self, config: Config, passes: float) -> Config:
-        """The config with every `auto` replaced, for a run that reads its data `passes` times."""
+    def settle(self, config: Config, passes: float | None = None) -> Config:
+        """The config with every `auto` replaced, for a budget in which the reference model reads the data `passes` times;
+        without `passes` the reference model itself."""
 
     @abstractmethod
     def build(self, config: Config) -> None:

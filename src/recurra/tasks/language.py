@@ -30,6 +30,8 @@ from recurra.tasks.floors import MOST_TOKENS, language_floors
 from recurra.tasks.surprise import surprise
 
 PARTS = ("train", "valid", "test")
+REFERENCE_ROWS = 32
+FEW_UPDATES = 1_500
 
 
 @final
@@ -83,18 +85,25 @@ class Language(Task):
     def write_assets(self, folder: Path) -> None:
         self.tokens.save(folder / "tokenizer.json")
 
-    def settle(self, config: Config, passes: float) -> Config:
+    def settle(self, config: Config, passes: float | None = None) -> Config:
         """A text that is read often is learnt by heart unless noise prevents it; one that is read a few times is not, and
-        noise only slows it down. The numbers come from the runs in benchmarks/language.md."""
-        often = passes > 12
-        chosen = {
-            "hidden": 512 if often else 384,
-            "input_dropout": 0.2 if often else 0.0,
-            "dropout": 0.5 if often else 0.2 if passes > 6 else 0.0,
-            "recurrent_dropout": 0.2 if often else 0.0,
-        }
+        noise only slows it down; a budget of few updates is better spent on many small ones of a small network. The
+        reference is 384 units and 32 rows. The numbers come from the runs in benchmarks/language.md."""
+        updates = (passes or 0.0) * self.corpora["train"].transitions / (REFERENCE_ROWS * config.train.chunk)
+        if passes is None:
+            chosen = _regime(384)
+        elif passes > 30:
+            chosen = _regime(512, dropout=0.5, input_dropout=0.2, recurrent_dropout=0.2)
+        elif passes > 12:
+            chosen = _regime(512, dropout=0.3, input_dropout=0.1)
+        elif updates < FEW_UPDATES:
+            chosen = {**_regime(256), "rows": REFERENCE_ROWS // 2}
+        else:
+            chosen = _regime(384, dropout=0.2 if passes > 6 else 0.0)
+        side_by_side = chosen.pop("rows")
+        rows = {"rows": side_by_side} if config.train.rows == "auto" else {}
         values = {key: value for key, value in chosen.items() if getattr(config.model, key) == "auto"}
-        return configuration.changed(config, model=values)
+        return configuration.changed(config, model=values, train=rows)
 
     def build(self, config: Config) -> None:
         model, cell = config.model, config.cell
@@ -123,7 +132,7 @@ class Language(Task):
 
     def _stream(self) -> Stream:
         train, config = self.corpora["train"], self.config.train
-        rows = max(1, min(config.rows, train.transitions))
+        rows = max(1, min(int(config.rows), train.transitions))
         return Stream(train, rows, config.chunk, config.seed)
 
     def loss(self, batch: Batch, state: State) -> tuple[Tensor, State]:
@@ -240,6 +249,18 @@ class Language(Task):
         ids = [self.tokens.end, *self.tokens.encode(prompt).tolist()]
         scores, state = stream.unroll(torch.tensor([ids]), stream.initial_state(1))
         return scores[:, -1], state
+
+
+def _regime(
+    hidden: int, dropout: float = 0.0, input_dropout: float = 0.0, recurrent_dropout: float = 0.0
+) -> dict[str, Any]:
+    return {
+        "hidden": hidden,
+        "dropout": dropout,
+        "input_dropout": input_dropout,
+        "recurrent_dropout": recurrent_dropout,
+        "rows": REFERENCE_ROWS,
+    }
 
 
 def _parts(sources: Sources, share: float, reader: texts.Reader) -> dict[str, list[texts.Slice]]:
