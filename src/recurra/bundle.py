@@ -59,8 +59,11 @@ def _load(folder: Path) -> Task:
     config = _config(files["config.json"])
     tensors = storage.read_tensors(files["model.safetensors"])
     task = TASKS[config.task].restore(config, folder)
-    with torch.device("meta"):  # shapes are compared before memory is asked for
-        task.build(config)
+    try:
+        with torch.device("meta"):  # shapes are compared before memory is asked for
+            task.build(config)
+    except UsageError as error:
+        raise _foreign(files["config.json"], error) from error
     _compare(task.model, tensors, files["model.safetensors"])
     with torch.random.fork_rng(devices=[]):
         task.build(config)
@@ -123,12 +126,16 @@ def _config(path: Path) -> Config:
     try:
         config = build(value)
     except UsageError as error:
-        raise DamagedError(f"{path}: {error}; it was written by another version of recurra, or altered") from error
+        raise _foreign(path, error) from error
     if config.task not in TASKS:
         raise DamagedError(f"{path}: there is no task called {config.task!r}; tasks are {', '.join(TASKS)}")
     if "auto" in config.model.model_dump().values():
         raise DamagedError(f"{path}: [model] holds an auto, wanted the settled values of a run; restore it from a copy")
     return config
+
+
+def _foreign(path: Path, error: UsageError) -> DamagedError:
+    return DamagedError(f"{path}: {error}; it was written by another version of recurra, or altered")
 
 
 def _compare(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -265,7 +265,9 @@ def main() -> None:
     """Run the command; print a user's mistake as one line on standard error and leave with its exit code."""
     for stream, errors in [(sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")]:
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)  # what a terminal cannot show, or a pipe did not mean, is no reason to stop
+            stream.reconfigure(
+                errors=errors
+            )  # what a terminal cannot show, or a pipe did not mean, is no reason to stop
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -82,9 +82,11 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     rows: Annotated[int, Field(ge=1, le=65_536)] | Auto = Field("auto", description="sequences side by side in a batch")
     chunk: int = Field(64, ge=1, le=1_000_000, description="time steps in a batch")
-    minutes: float | None = Field(None, gt=0, description="becomes a number of steps after a short timing")
-    epochs: float | None = Field(None, gt=0)
-    steps: int | None = Field(None, ge=1)
+    minutes: float | None = Field(
+        None, gt=0, le=10_000_000, description="becomes a number of steps after a short timing"
+    )
+    epochs: float | None = Field(None, gt=0, le=10_000_000)
+    steps: int | None = Field(None, ge=1, le=10**12)
     validations: int = Field(30, ge=1, description="how often the validation data is scored during training")
     patience: int = Field(10, ge=1, description="validations without progress before training stops early")
     checkpoint_seconds: float = Field(30.0, gt=0, description="least time between two checkpoints")

@@ -14,8 +14,8 @@ from recurra.errors import RecurraError
 from recurra.learn import Carry
 
 OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {  # the class, and its rate by default
-    "adamw": (torch.optim.AdamW, 5e-3),
-    "adam": (torch.optim.Adam, 5e-3),
+    "adamw": (torch.optim.AdamW, 4e-3),
+    "adam": (torch.optim.Adam, 4e-3),
     "sgd": (torch.optim.SGD, 1.0),
     "rmsprop": (torch.optim.RMSprop, 1e-3),
     "adadelta": (torch.optim.Adadelta, 1.0),

@@ -1,5 +1,7 @@
 """Noise that keeps a network from learning its text by heart. It acts in training only."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,7 +47,8 @@ def without_weight_drop(module: nn.Module) -> nn.Module:
     """Take `weight_drop` off again, in place: each weight is its parameter. Returns the module."""
     for owner in [child for child in module.modules() if parametrize.is_parametrized(child)]:
         # Not `remove_parametrizations`: that alters the class of the module, which a deep copy shares with its original.
-        parameters = {name: chain.original for name, chain in owner.parametrizations.items()}
+        chains = cast(nn.ModuleDict, owner.parametrizations)
+        parameters = {name: cast(nn.Parameter, chain.original) for name, chain in chains.items()}
         del owner.parametrizations
         owner.__class__ = type(owner).__bases__[0]
         for name, parameter in parameters.items():

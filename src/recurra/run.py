@@ -129,26 +129,27 @@ def _settled(given: Config, task: Task, tell: Tell) -> Config:
     """The config with every `auto` and the number of steps decided, by a short timing where minutes were asked for."""
     asked = given.train
     reference = task.settle(given)
-    task.build(reference)
+    _build(task, reference)
     epoch = task.steps_per_epoch()
     if asked.steps is not None:
         settled, steps = task.settle(given, asked.steps / epoch), asked.steps
     elif asked.epochs is not None:
         settled = task.settle(given, asked.epochs)
-        task.build(settled)
+        _build(task, settled)
         steps = max(1, round(asked.epochs * task.steps_per_epoch()))
     else:
         minutes = asked.minutes or DEFAULT_MINUTES
-        steps = _steps_in(minutes, reference, task, tell)
+        steps, validations = _steps_in(minutes, reference, task, tell)
         settled = task.settle(given, steps / epoch)
         if settled != reference:  # another model, another speed
-            steps = _steps_in(minutes, settled, task, tell)
-    return config.changed(settled, train={"steps": steps, "minutes": None, "epochs": None})
+            steps, validations = _steps_in(minutes, settled, task, tell)
+    decided = {"steps": steps, "validations": validations, "minutes": None, "epochs": None}
+    return config.changed(settled, train=decided)
 
 
-def _steps_in(minutes: float, given: Config, task: Task, tell: Tell) -> int:
-    """How many steps fit into so many minutes, validations included, by a timing of a few seconds whose result is thrown
-    away."""
+def _steps_in(minutes: float, given: Config, task: Task, tell: Tell) -> tuple[int, int]:
+    """How many steps fit into so many minutes, and how many validations into a twentieth of them (two at least, at most as
+    many as the config says), by a timing of a few seconds whose result is thrown away."""
     tell("timing", seconds=TIMING_SECONDS)
     job = _job(given, task)
     task.model.train()
@@ -164,9 +165,10 @@ def _steps_in(minutes: float, given: Config, task: Task, tell: Tell) -> int:
         times.append(time.monotonic() - start)
     start = time.monotonic()
     task.validate()
-    validations = given.train.validations * (time.monotonic() - start)
-    usable = max(60 * minutes - validations, 30 * minutes)
-    return max(1, int(usable / float(np.median(times[1:]))))
+    one = time.monotonic() - start
+    validations = min(given.train.validations, max(2, int(60 * minutes / 20 / one)))
+    usable = max(60 * minutes - validations * one, 30 * minutes)
+    return max(1, int(usable / float(np.median(times[1:])))), validations
 
 
 def _job(settled: Config, task: Task) -> Job:
@@ -174,6 +176,21 @@ def _job(settled: Config, task: Task) -> Job:
     random.seed(settled.train.seed)
     np.random.seed(settled.train.seed % 2**32)
     torch.manual_seed(settled.train.seed)
+    _build(task, settled)
+    name, given = settled.learner.name, settled.learner.model_extra or {}
+    if name not in LEARNERS:
+        raise UsageError(f"there is no learner called {name!r}; learners are {', '.join(LEARNERS)}")
+    learner = LEARNERS[name](**config.options(LEARNERS[name], given, "learner"))
+    batch = next(task.batches())
+    why_not = learner.supports(task, batch)
+    if why_not:
+        raise UsageError(f"the learner {name} cannot train this: {why_not}")
+    carry = learner.start(task, batch.to(_device(settled)))
+    return Job(task, learner, fit.make_optimizer(task.model, settled.optimizer), carry, Progress())
+
+
+def _build(task: Task, settled: Config) -> None:
+    """Make the model on its device. Raises RecurraError where it does not fit there."""
     device = _device(settled)
     try:
         task.build(settled)
@@ -185,16 +202,6 @@ def _job(settled: Config, task: Task) -> Job:
             f"{settled.model.layers} layers of {settled.model.hidden} units do not fit into the memory of {device}; "
             "take fewer with --hidden or --layers"
         ) from error
-    name, given = settled.learner.name, settled.learner.model_extra or {}
-    if name not in LEARNERS:
-        raise UsageError(f"there is no learner called {name!r}; learners are {', '.join(LEARNERS)}")
-    learner = LEARNERS[name](**config.options(LEARNERS[name], given, "learner"))
-    batch = next(task.batches())
-    why_not = learner.supports(task, batch)
-    if why_not:
-        raise UsageError(f"the learner {name} cannot train this: {why_not}")
-    carry = learner.start(task, batch.to(_device(settled)))
-    return Job(task, learner, fit.make_optimizer(task.model, settled.optimizer), carry, Progress())
 
 
 def _go_on(settled: Config, task: Task, out: Path, tell: Tell) -> Finished:
@@ -293,7 +300,9 @@ class Log:
             self._file.close()
         except OSError as error:
             if kind is None:  # otherwise the disk is full, or worse, and that is being said already
-                raise RecurraError(f"{self._file.name}: {error.strerror}; free some space and resume the run") from error
+                raise RecurraError(
+                    f"{self._file.name}: {error.strerror}; free some space and resume the run"
+                ) from error
 
 
 def _step_of(line: str) -> float:
@@ -369,7 +378,8 @@ def _listed(prints: Any) -> str:
 
 
 def _brief(job: Job) -> dict[str, Any]:
-    return {"step": job.progress.step, "validation_loss": job.progress.best}
+    best = job.progress.best
+    return {"step": job.progress.step, "validation_loss": best if best < float("inf") else None}
 
 
 def _device(settled: Config) -> torch.device:
