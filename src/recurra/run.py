@@ -127,7 +127,7 @@ def read_config(out: Path) -> Config:
 
 def _settled(given: Config, task: Task, tell: Tell) -> Config:
     """The config with every `auto` and the number of steps decided, by a short timing where minutes were asked for."""
-    asked = given.train
+    asked, validations = given.train, given.train.validations
     reference = task.settle(given)
     _build(task, reference)
     epoch = task.steps_per_epoch()
@@ -144,7 +144,9 @@ def _settled(given: Config, task: Task, tell: Tell) -> Config:
         if settled != reference:  # another model, another speed
             steps, validations = _steps_in(minutes, settled, task, tell)
     decided = {"steps": steps, "validations": validations, "minutes": None, "epochs": None}
-    return config.changed(settled, train=decided)
+    rate = settled.optimizer.rate
+    rate = fit.OPTIMIZERS[settled.optimizer.name][1] if rate == "auto" else rate
+    return config.changed(settled, train=decided, optimizer={"rate": rate})
 
 
 def _steps_in(minutes: float, given: Config, task: Task, tell: Tell) -> tuple[int, int]:
