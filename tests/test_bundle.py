@@ -21,15 +21,6 @@ from recurra import bundle
 from recurra.errors import DamagedError, DataError
 from recurra.tasks.language import Language
 
-
-@pytest.fixture(autouse=True, scope="module")
-def unflushed() -> Iterator[None]:
-    """Without waiting for the disk: nothing here cuts the power."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda handle: None)
-        yield
-
-
 FILES = [*sorted(bundle.FILES), "MANIFEST.json"]
 KINDS: dict[str, dict[str, Any]] = {
     "characters": {},
@@ -42,6 +33,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "gru": {"cell": {"name": "gru"}},
     "elman": {"cell": {"name": "elman"}},
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unflushed() -> Iterator[None]:
+    """Without waiting for the disk: nothing here cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 def train(folder: Path, settings: dict[str, Any], seed: int = 0) -> Language:
