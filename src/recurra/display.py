@@ -86,6 +86,9 @@ class Display:
                 f"bits/token{'  best' if loss <= best else ''}  {speed:,.0f} tokens/s"
             )
 
+    def _stopped(self, step: int, loss: float) -> None:
+        self._say(f"stopped after step {step:,}: validation {loss / math.log(2):.3f} bits/token")
+
     def _refused(self, step: int, loss: float, rate_scale: float) -> None:
         self._say(
             f"step {step:,}: the loss or its gradient is not finite ({loss}); update left out, rate x {rate_scale:g}"

@@ -36,8 +36,8 @@ def fit(
     """Train until the steps of the config are done, validation stops getting better, or `asked()` turns true.
 
     Each event goes to `tell(kind, **numbers)`; `keep()` saves a checkpoint and `improved()` the best model. When it
-    returns, `job.progress.ended` says why it ended ("" where it was asked to stop). A stop adds no validation to those of the
-    schedule: it would be remembered, and the run would end otherwise than one that was never stopped.
+    returns, `job.progress.ended` says why it ended ("" where it was asked to stop). A stop is validated for the eye only: a
+    validation that is remembered would make the run end otherwise than one that was never stopped.
     """
     progress, parameters = job.progress, list(job.task.model.parameters())
     steps, every = config.train.steps or 0, validation_interval(config.train)
@@ -68,6 +68,8 @@ def fit(
             saved = time.monotonic()
     if progress.step >= steps and not progress.ended:
         progress.ended = "all steps done"
+    if not progress.ended:
+        tell("stopped", step=progress.step, loss=job.task.validate())
     keep()
 
 
