@@ -407,7 +407,13 @@ def cores() -> int:
 
 
 def attach_data(task: Task, folder: Path) -> None:
-    """Give a task that was loaded from a run folder the data of its run, for floors, where it is there and whole."""
-    if (folder / "data" / storage.MANIFEST).exists():
-        storage.verify(folder / "data", "data", DATA_FILES)
-        task.attach(folder / "data")
+    """Give a task that was loaded from a run folder the data of its run, for floors. It is verified when it is first needed:
+    a large one takes seconds, and writing a text needs none of it."""
+    data = folder / "data"
+
+    def verified() -> Path:
+        storage.verify(data, "data", DATA_FILES)
+        return data
+
+    if (data / storage.MANIFEST).exists():
+        task.attach(verified)

@@ -1,7 +1,7 @@
 """Task: what a network is for. It owns the meaning of data, loss, score and prediction; it owns no training loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -58,8 +58,8 @@ class Task(ABC):
         """Write the files that `restore` reads."""
 
     @abstractmethod
-    def attach(self, folder: Path) -> None:
-        """Take the data that `prepare` left in `folder` into use."""
+    def attach(self, data: Callable[[], Path]) -> None:
+        """Take the folder that `prepare` filled into use; `data` names it, once it is verified, when it is first needed."""
 
     @abstractmethod
     def settle(self, config: Config, passes: float | None = None) -> Config:

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -45,10 +46,7 @@ class Language(Task):
 
     def __init__(self, config: Config, tokens: Tokens, folder: Path | None = None) -> None:
         self.config, self.tokens = config, tokens
-        self.corpora: dict[str, Corpus] = {}
-        self.about: dict[str, Any] = {}
-        if folder is not None:
-            self.attach(folder)
+        self._data: Callable[[], Path] | None = (lambda: folder) if folder is not None else None
 
     @classmethod
     def prepare(cls, config: Config, sources: Sources, folder: Path) -> Self:
@@ -76,9 +74,21 @@ class Language(Task):
     def restore(cls, config: Config, folder: Path) -> Self:
         return cls(config, tokenisers.load(folder / "tokenizer.json"))
 
-    def attach(self, folder: Path) -> None:
-        self.about = storage.read_json(folder / "corpus.json")
-        self.corpora = {
+    def attach(self, data: Callable[[], Path]) -> None:
+        self._data = data
+        vars(self).pop("about", None)
+        vars(self).pop("corpora", None)
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What is known of each part of the data of this run (train, valid, test); empty where there is none at hand."""
+        return storage.read_json(self._data() / "corpus.json") if self._data else {}
+
+    @cached_property
+    def corpora(self) -> dict[str, Corpus]:
+        """The parts themselves, memory-mapped."""
+        folder = self._data() if self._data else Path()
+        return {
             part: texts.open_corpus(folder / f"{part}.ids", self.about[part]) for part in PARTS if part in self.about
         }
 
