@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo install test soak check fix bench
+.PHONY: demo install test soak check fix bench docs
 
 demo: install
 	$(BIN)/recurra demo
@@ -40,3 +40,7 @@ fix: .venv/.ready-dev
 
 bench: install
 	$(BIN)/recurra bench language
+
+docs: install
+	mkdir -p docs
+	$(BIN)/recurra bench cells --page docs/cells.md

@@ -5,7 +5,8 @@ Run it with: python examples/hello.py
 
 import torch
 
-from recurra import BPTT, Batch, Elman, SequenceModel
+from recurra import BPTT, Batch, SequenceModel
+from recurra.cells import Elman
 from recurra.models import OneHot
 
 ALPHABET = "helo"

@@ -10,7 +10,29 @@ from torch import nn
 
 import recurra
 from recurra import testing
-from recurra.cells import CELLS, GRU, LSTM, Cell, Elman, LockedDropout, Stacked
+from recurra.cells import (
+    CELLS,
+    GRU,
+    LSTM,
+    MGU,
+    Cell,
+    CoupledLSTM,
+    Elman,
+    Jordan,
+    LayerNormGRU,
+    LayerNormLSTM,
+    Leaky,
+    LearntStart,
+    LockedDropout,
+    PeepholeLSTM,
+    Projected,
+    ProjectedLSTM,
+    RandomStart,
+    Residual,
+    Stacked,
+    Window,
+    Zoneout,
+)
 from recurra.config import build
 from recurra.data.batch import Batch
 from recurra.models import language_model
@@ -19,9 +41,36 @@ from recurra.tasks import Language, Sources
 MEMBERS: dict[str, Callable[[], Cell]] = {
     "elman": lambda: Elman(4, 3),
     "elman relu": lambda: Elman(4, 3, activation="relu"),
+    "elman logistic": lambda: Elman(4, 3, activation="logistic"),
+    "elman identity": lambda: Elman(4, 3, activation="identity"),
+    "jordan": lambda: Jordan(4, 3),
+    "jordan, two outputs": lambda: Jordan(4, 3, outputs=2, activation="logistic", output_activation="identity"),
+    "leaky": lambda: Leaky(4, 3),
+    "leaky, elapsed": lambda: Leaky(4, 3, activation="relu", elapsed=True, slowest=5.0),
     "lstm": lambda: LSTM(4, 3),
+    "lstm, sigmoid candidate": lambda: LSTM(4, 3, candidate="sigmoid"),
+    "lstm, candidate dropout": lambda: LSTM(4, 3, candidate_dropout=0.5),
+    "lstm peephole": lambda: PeepholeLSTM(4, 3),
+    "lstm coupled": lambda: CoupledLSTM(4, 3),
+    "lstm projected": lambda: ProjectedLSTM(4, 5, projection=2),
+    "lstm layer norm, sums": lambda: LayerNormLSTM(4, 3),
+    "lstm layer norm, gates": lambda: LayerNormLSTM(4, 3, norm="gates"),
     "lstm, one unit": lambda: LSTM(1, 1),
     "gru": lambda: GRU(4, 3),
+    "gru, reset before": lambda: GRU(4, 3, reset="before"),
+    "gru layer norm": lambda: LayerNormGRU(4, 3),
+    "mgu": lambda: MGU(4, 3),
+    "window": lambda: Window(4, 3, window=3),
+    "window of one": lambda: Window(4, 3, window=1),
+    "window longer than the sequence": lambda: Window(4, 3, window=9),
+    "residual": lambda: Residual(LSTM(4, 4)),
+    "projected": lambda: Projected(GRU(4, 3), 2),
+    "zoneout": lambda: Zoneout(LSTM(4, 3), 0.3),
+    "learnt start": lambda: LearntStart(LSTM(4, 3)),
+    "random start": lambda: RandomStart(Elman(4, 3)),
+    "all wrappers": lambda: Stacked(
+        [LearntStart(Zoneout(LSTM(4, 4), 0.2)), Residual(RandomStart(Projected(LockedDropout(Jordan(4, 3), 0.4), 4)))]
+    ),
     "stacked": lambda: Stacked([LSTM(4, 3), GRU(3, 2), Elman(2, 5)]),
     "locked dropout": lambda: LockedDropout(GRU(4, 3), 0.5),
     "language model": lambda: language_model(7, hidden=3, embedding=2),
@@ -43,8 +92,10 @@ def test_every_cell_keeps_every_law(member: str, law: Callable[[Cell], None]) ->
 @pytest.mark.parametrize("member", MEMBERS)
 def test_every_cell_keeps_every_law_in_float64_too(member: str) -> None:
     torch.manual_seed(1)
-    cell = MEMBERS[member]().double()
-    testing.check_cell(cell)
+    cell = MEMBERS[member]().double().eval()
+    for law in testing.CELL_LAWS:
+        if law is not testing.an_exported_cell_takes_any_length:  # slow, and tracing does not depend on the dtype
+            law(cell)
 
 
 class Forgetful(Cell):

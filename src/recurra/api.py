@@ -54,12 +54,13 @@ def train(
     return run.train(task, sources, folder, values, tell).task
 
 
-def load(folder: PathLike) -> Task:
-    """The task in a run folder or bundle, ready to `.generate`, `.predict`, `.evaluate` and `.stream()`.
+def load(folder: PathLike, device: str = "cpu") -> Task:
+    """The task in a run folder or bundle, ready to `.generate`, `.predict`, `.evaluate` and `.stream()`, on a device.
 
     Nothing in the folder is executed, and no network is touched. Raises DataError, DamagedError.
     """
     task = bundle.load(Path(folder))
+    task.model.to(run.device_called(device))
     run.attach_data(task, Path(folder))
     return task
 

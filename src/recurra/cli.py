@@ -32,8 +32,11 @@ Data = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a bundle.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="The seed of all that is random.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="The seed of all that is random; of no effect where nothing is.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any option of the config.")
 ]
@@ -48,7 +51,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run folder; one that exists is resumed, exactly.")] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of options, such as a run's config.toml.")] = None,
     setting: Settings = None,
-    cell: Annotated[str | None, typer.Option(help="elman, lstm or gru.")] = None,
+    cell: Annotated[str | None, typer.Option(help="A name in docs/cells.md, such as lstm, gru or elman.")] = None,
     hidden: Annotated[int | None, typer.Option(min=1, help="Units of each layer.")] = None,
     layers: Annotated[int | None, typer.Option(min=1)] = None,
     epochs: Annotated[float | None, typer.Option(help="Train for so many passes through the data,")] = None,
@@ -108,14 +111,16 @@ def generate(
     min_p: Annotated[float, typer.Option(help="Choose among those this share as likely as the best.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: shun tokens written before.")] = 1.0,
     seed: Seed = None,
+    device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write text with a trained language model.
 
     Example: recurra generate runs/corpus --prompt "In the " --length 300 --temperature 0.7
     """
-    task = _loaded(run, threads)
+    task = _loaded(run, device, threads)
     sampling = dict(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed or 0
     )  # fmt: skip
@@ -130,14 +135,22 @@ def generate(
 
 
 @app.command()
-def evaluate(run: RunFolder, data: Data, threads: Threads = None, as_json: AsJson = False) -> None:
+def evaluate(
+    run: RunFolder,
+    data: Data,
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
     """Score a trained network on other data.
 
     Example: recurra evaluate runs/corpus other.txt --json
     """
     from recurra.display import report_lines
 
-    report = _loaded(run, threads).evaluate(data)
+    report = _loaded(run, device, threads).evaluate(data)
     if as_json:
         _print_json(report)
     else:
@@ -149,14 +162,17 @@ def predict(
     run: RunFolder,
     file: Annotated[str, typer.Argument(metavar="FILE | -", help="One text a line; - is standard input.")] = "-",
     best: Annotated[int, typer.Option(min=1, help="How many next tokens to name.")] = 5,
+    seed: Seed = None,
+    device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """The most likely next tokens after each line.
 
     Example: echo "To be or not to b" | recurra predict runs/corpus
     """
-    task = _loaded(run, threads)
+    task = _loaded(run, device, threads)
     with sys.stdin if file == "-" else _opened(Path(file)) as lines:
         for line in lines:
             text = line.rstrip("\r\n")
@@ -171,7 +187,11 @@ def predict(
 def check(
     task: TaskName,
     data: Data,
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """What the data looks like and what is wrong with it, before an hour is spent.
 
@@ -196,6 +216,10 @@ def check(
 def demo(
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
     minutes: Annotated[float, typer.Option(help="How long to train.")] = 1.0,
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """The main job on text that every Python has: train a character LSTM for a minute and let it write.
@@ -205,14 +229,15 @@ def demo(
     from recurra import api
     from recurra.demo import python_topics
 
+    options = {"minutes": minutes, "seed": seed, "device": device, "threads": threads}
     text = python_topics(out.with_name(f"{out.name}-text") / "python-topics.txt")
-    print(f"The text: the Python language reference as `help()` shows it, {text.stat().st_size:,} bytes. It begins:\n")
-    print(
-        "\n".join("    " + line for line in text.read_text(encoding="utf-8").splitlines()[:6]), end="\n\n", flush=True
-    )
     exists = (out / "config.toml").exists()
-    values = {} if exists else api.merged({}, {"minutes": minutes})
-    done = _train("language", api.as_sources([text]), out, values, as_json=False, quiet=quiet)
+    values = {} if exists else api.merged({}, options)
+    if as_json:
+        _train("language", api.as_sources([text]), out, values, as_json, quiet)
+        return
+    _introduce(text)
+    done = _train("language", api.as_sources([text]), out, values, as_json, quiet)
     for temperature in (0.3, 0.7, 1.0):
         print(f"\n--- it writes, temperature {temperature} ---", flush=True)
         print("The ", end="")
@@ -225,12 +250,21 @@ def demo(
     print("    recurra train language YOUR-TEXT.txt --minutes 5")
 
 
+def _introduce(text: Path) -> None:
+    print(f"The text: the Python language reference as `help()` shows it, {text.stat().st_size:,} bytes. It begins:\n")
+    print(
+        "\n".join("    " + line for line in text.read_text(encoding="utf-8").splitlines()[:6]), end="\n\n", flush=True
+    )
+
+
 @bench_app.command("language")
 def bench_language(
     hidden: Annotated[int, typer.Option(min=1)] = 384,
     seconds: Annotated[float, typer.Option(help="How long each side trains and writes.")] = 10.0,
+    seed: Seed = None,
     threads: Threads = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Characters per second in training and writing, beside the same model written in torch.nn, in one interleaved run.
 
@@ -250,14 +284,50 @@ def bench_language(
         )
 
 
+@bench_app.command("cells")
+def bench_cells(
+    seconds: Annotated[float, typer.Option(help="How long the cells take turns.")] = 10.0,
+    laws: Annotated[bool, typer.Option(help="Hold each cell against the laws too.")] = True,
+    page: Annotated[Path | None, typer.Option(help="Write the page of the cells (Markdown) here.")] = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Every cell: parameters, time of a forward and backward pass beside Elman's, laws passed.
+
+    Example: recurra bench cells --seconds 5 --no-laws
+    """
+    import torch
+
+    from recurra.bench import cells
+    from recurra.storage import replace_file
+
+    if threads:
+        torch.set_num_threads(threads)
+    tell = (
+        (lambda name: None) if quiet or as_json or not laws else lambda name: print(f"laws of {name}", file=sys.stderr)
+    )
+    records = cells.compare(seconds, laws, tell)
+    if page is not None:
+        replace_file(page, cells.page(records).encode())
+    if as_json:
+        _print_json({"cells": records, "threads": torch.get_num_threads(), "torch": torch.__version__})
+    else:
+        print(cells.table(records))
+
+
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the versions and leave.")] = False) -> None:
     if version:
         from importlib.metadata import version as of
 
         from recurra import __version__
+        from recurra.kernels import native
 
-        print(f"recurra {__version__}, torch {of('torch')}, Python {sys.version.split()[0]}")
+        print(
+            f"recurra {__version__}, torch {of('torch')}, Python {sys.version.split()[0]}, kernels: {native.described()}"
+        )
         raise typer.Exit
 
 
@@ -294,14 +364,14 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _loaded(folder: Path, threads: int | None) -> Any:
+def _loaded(folder: Path, device: str, threads: int | None) -> Any:
     import torch
 
     from recurra import api
 
     if threads:
         torch.set_num_threads(threads)
-    return api.load(folder)
+    return api.load(folder, device)
 
 
 def _opened(path: Path) -> Any:

@@ -55,6 +55,7 @@ class ModelConfig(Section):
     input_dropout: Share | Auto = Field("auto", description="share of embedding features dropped, locked over a chunk")
     dropout: Share | Auto = Field("auto", description="share of outputs of each layer dropped, locked over a chunk")
     recurrent_dropout: Share | Auto = Field("auto", description="share of recurrent weights dropped")
+    init: str = Field("torch", description="where the cells' weights start: a name in recurra.init.PRESETS")
 
 
 class CellConfig(Section):
@@ -69,13 +70,23 @@ class LearnerConfig(Section):
 
 class OptimizerConfig(Section):
     name: Literal["adamw", "adam", "sgd", "rmsprop", "adadelta", "adagrad"] = "adamw"
-    rate: Rate | Auto = Field("auto", description="peak learning rate; auto: the optimizer's own")
+    rate: Rate | Auto = Field(
+        "auto", description="peak learning rate; auto: what suits the model, or the optimizer's own"
+    )
     weight_decay: float = Field(0.01, ge=0, description="on matrices, never on biases")
     momentum: float = Field(0.0, ge=0, lt=1, description="sgd and rmsprop only")
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     warmup: int = Field(100, ge=0, description="steps of linear warm-up")
     plateau_patience: int = Field(2, ge=1, description="validations without progress before the rate is halved")
     clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: no clipping")
+
+
+class RegularizeConfig(Section):
+    l1: float = Field(0.0, ge=0, description="times the sum of |w| over matrices")
+    l2: float = Field(0.0, ge=0, description="times half the sum of w^2 over matrices")
+    ar: float = Field(0.0, ge=0, description="times the mean square of the activity")
+    tar: float = Field(0.0, ge=0, description="times the mean square of its change from step to step")
+    max_norm: float = Field(0.0, ge=0, description="largest norm of the weights into one unit; 0: no limit")
 
 
 class TrainConfig(Section):
@@ -105,6 +116,7 @@ class Config(Section):
     cell: CellConfig = CellConfig()
     learner: LearnerConfig = LearnerConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    regularize: RegularizeConfig = RegularizeConfig()
     train: TrainConfig = TrainConfig()
 
 
@@ -128,6 +140,15 @@ def changed(config: Config, **sections: Mapping[str, Any]) -> Config:
     for section, fields in sections.items():
         values[section] = {**values[section], **fields}
     return build(values)
+
+
+def settled(config: Config, chosen: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The same config with `chosen` put in wherever it says `auto`."""
+    automatic = {
+        section: {key: value for key, value in fields.items() if getattr(getattr(config, section), key) == "auto"}
+        for section, fields in chosen.items()
+    }
+    return changed(config, **automatic)
 
 
 def override(values: dict[str, Any], settings: list[str]) -> dict[str, Any]:

@@ -37,11 +37,13 @@ class Display:
     def _complaint(self, text: str) -> None:
         self._say(f"warning: {text}")
 
-    def _begin(self, out: str, step: int, steps: int, parameters: int, epoch: int, config: dict[str, Any]) -> None:
+    def _begin(
+        self, out: str, step: int, steps: int, parameters: int, epoch: int, kernels: str, config: dict[str, Any]
+    ) -> None:
         model = config["model"]
         self._say(
             f"{config['cell']['name']}, {model['layers']} x {model['hidden']} units, {parameters:,} parameters, dropout "
-            f"{model['dropout']}; {steps:,} steps = {steps / epoch:.1f} passes; run folder {out}"
+            f"{model['dropout']}; {steps:,} steps = {steps / epoch:.1f} passes; kernels: {kernels}; run folder {out}"
         )
         if step:
             self._say(f"going on from step {step:,}")

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from recurra.checkpoint import Job, Progress
-from recurra.config import Config, OptimizerConfig, TrainConfig
+from recurra.config import Config, OptimizerConfig, RegularizeConfig, TrainConfig
 from recurra.errors import RecurraError
 from recurra.learn import Carry
+from recurra.regularize import add_penalty_gradient, limit_norms
 
 OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {  # the class, and its rate by default
     "adamw": (torch.optim.AdamW, 4e-3),
@@ -49,9 +50,12 @@ def fit(
             break
         rate = set_rate(job.optimizer, config, progress)
         loss, carry = job.learner(job.task, batch.to(device), job.carry)
+        penalise(job.task.model, config.regularize)
         norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.clip or math.inf)
         if math.isfinite(float(loss)) and math.isfinite(float(norm)):
             job.optimizer.step()
+            if config.regularize.max_norm:
+                limit_norms(job.task.model, config.regularize.max_norm)
             job.carry, progress.refused_in_a_row = carry, 0
             progress.recent.append(float(loss))
         else:
@@ -71,6 +75,12 @@ def fit(
     if not progress.ended:
         tell("stopped", step=progress.step, loss=job.task.validate())
     keep()
+
+
+def penalise(model: nn.Module, config: RegularizeConfig) -> None:
+    """Add the gradient of the penalties on weights, the same for every learner."""
+    if config.l1 or config.l2:
+        add_penalty_gradient(model, l1=config.l1, l2=config.l2)
 
 
 def validate(job: Job, config: Config, tell: Tell, improved: Callable[[], None]) -> None:

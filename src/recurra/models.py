@@ -4,11 +4,11 @@ import copy
 from typing import cast, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recurra.cells import CELLS, Cell, LockedDropout, Stacked
 from recurra.errors import UsageError
+from recurra.init import PRESETS
 from recurra.regularize import locked_mask, weight_drop, without_weight_drop
 from recurra.state import State
 
@@ -22,7 +22,7 @@ class OneHot(nn.Module):
         self.num_embeddings = self.embedding_dim = size
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.one_hot(tokens, self.num_embeddings)
+        return (tokens[..., None] == torch.arange(self.num_embeddings, device=tokens.device)).long()
 
 
 @final
@@ -31,6 +31,8 @@ class SequenceModel(Cell):
 
     `input_dropout` drops a share of the features of the embedding in training, the same ones at every step of a call.
     """
+
+    tokens = True
 
     def __init__(
         self, embedding: "nn.Embedding | OneHot", core: Cell, readout: nn.Linear, input_dropout: float = 0.0
@@ -51,8 +53,12 @@ class SequenceModel(Cell):
         return self.readout(y), state
 
     def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
-        ys, state = self.core.unroll(self._embedded(xs), state, lengths)
+        ys, state = self.features(xs, state, lengths)
         return self.readout(ys), state
+
+    def features(self, xs: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
+        """What the readout sees, `[batch, time, units]`, and the last state."""
+        return self.core.unroll(self._embedded(xs), state, lengths)
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         xs = self.embedding(tokens).to(self.readout.weight.dtype)
@@ -65,8 +71,9 @@ def stack(cell: str, inputs: int, hidden: int, layers: int, dropout: float, **op
     """`layers` cells of the same kind on top of each other, with locked dropout on the outputs of each."""
     if cell not in CELLS:
         raise UsageError(f"there is no cell called {cell!r}; the cells are {', '.join(CELLS)}")
-    sizes = [inputs] + [hidden] * layers
-    cells: list[Cell] = [CELLS[cell](below, hidden, **options) for below in sizes[:-1]]
+    cells: list[Cell] = []
+    for _ in range(layers):
+        cells.append(CELLS[cell](cells[-1].output_size if cells else inputs, hidden, **options))
     if dropout > 0:
         cells = [LockedDropout(one, dropout) for one in cells]
     return cells[0] if layers == 1 else Stacked(cells)
@@ -83,10 +90,14 @@ def language_model(
     input_dropout: float = 0.0,
     dropout: float = 0.0,
     recurrent_dropout: float = 0.0,
+    start: str = "torch",
     **options: object,
 ) -> SequenceModel:
     """Next-token scores. `embedding` None is one-hot; `tied` uses one matrix for embedding and readout (Press & Wolf 2017,
-    arXiv:1608.05859), then the embedding has the size of the hidden state; `recurrent_dropout` is `weight_drop`'s."""
+    arXiv:1608.05859), then the embedding has the size of the hidden state; `recurrent_dropout` is `weight_drop`'s; `start`
+    is a name in `init.PRESETS`."""
+    if start not in PRESETS:
+        raise UsageError(f"there is no start called {start!r}; they are {', '.join(PRESETS)}")
     if tied and embedding is None:
         raise UsageError("one-hot inputs have no matrix to tie; leave out embed.tied or embed.kind=onehot")
     table: nn.Embedding | OneHot = OneHot(vocabulary)
@@ -94,6 +105,7 @@ def language_model(
         table = nn.Embedding(vocabulary, hidden if tied else embedding)
         nn.init.normal_(table.weight, std=0.1 if tied else 0.3)
     core = stack(cell, table.embedding_dim, hidden, layers, dropout, **options)
+    PRESETS[start](core)
     if recurrent_dropout > 0:
         weight_drop(core, recurrent_dropout)
     readout = nn.Linear(core.output_size, vocabulary)

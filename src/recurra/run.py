@@ -28,6 +28,7 @@ from recurra.checkpoint import Job, Progress
 from recurra.config import Config
 from recurra.data import read
 from recurra.errors import DamagedError, Interrupted, RecurraError, UsageError
+from recurra.kernels import native
 from recurra.learn import LEARNERS
 from recurra.tasks import TASKS, Sources, Task
 
@@ -153,6 +154,11 @@ def _steps_in(minutes: float, given: Config, task: Task, tell: Tell) -> tuple[in
     """How many steps fit into so many minutes, and how many validations into a twentieth of them (two at least, at most as
     many as the config says), by a timing of a few seconds whose result is thrown away."""
     tell("timing", seconds=TIMING_SECONDS)
+    with _within_memory(given, "take fewer: --hidden, --set train.rows=16, --set train.chunk=32"):
+        return _timed(minutes, given, task)
+
+
+def _timed(minutes: float, given: Config, task: Task) -> tuple[int, int]:
     job = _job(given, task)
     task.model.train()
     times: list[float] = []
@@ -194,15 +200,22 @@ def _job(settled: Config, task: Task) -> Job:
 def _build(task: Task, settled: Config) -> None:
     """Make the model on its device. Raises RecurraError where it does not fit there."""
     device = _device(settled)
-    try:
+    with _within_memory(settled, "take fewer with --hidden or --layers"):
         task.build(settled)
         task.model.to(device)
+
+
+@contextmanager
+def _within_memory(settled: Config, remedy: str) -> Iterator[None]:
+    """Say in words that the memory was not enough. Raises RecurraError."""
+    try:
+        yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
             raise
         raise RecurraError(
-            f"{settled.model.layers} layers of {settled.model.hidden} units do not fit into the memory of {device}; "
-            "take fewer with --hidden or --layers"
+            f"{settled.model.layers} layers of {settled.model.hidden} units, {settled.train.rows} rows of "
+            f"{settled.train.chunk} steps, do not fit into the memory of {_device(settled)}; {remedy}"
         ) from error
 
 
@@ -231,10 +244,12 @@ def _go_on(settled: Config, task: Task, out: Path, tell: Tell) -> Finished:
         steps=settled.train.steps,
         parameters=sum(parameter.numel() for parameter in task.model.parameters()),
         epoch=task.steps_per_epoch(),
+        kernels=native.described(),
         config=settled.model_dump(mode="json"),
     )
     with _asked_to_stop() as asked, log:
-        fit.fit(job, settled, told, keep, improved, lambda: bool(asked))
+        with _within_memory(settled, "take fewer in a new run: --hidden, --set train.rows=16, --set train.chunk=32"):
+            fit.fit(job, settled, told, keep, improved, lambda: bool(asked))
         if not job.progress.ended:
             if not (out / "best").exists():
                 improved()
@@ -385,7 +400,11 @@ def _brief(job: Job) -> dict[str, Any]:
 
 
 def _device(settled: Config) -> torch.device:
-    name = settled.train.device
+    return device_called(settled.train.device)
+
+
+def device_called(name: str) -> torch.device:
+    """The device of this name; `auto` is the first GPU, else the processor. Raises UsageError for one that is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

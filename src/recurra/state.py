@@ -4,7 +4,7 @@ A state is a tensor, a NamedTuple of `[batch, ...]` tensors, or a tuple of state
 attribute of a module. The functions here serve every state, every batch and every carry of a learner.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -43,8 +43,13 @@ def named(state: State, prefix: str = "") -> dict[str, Tensor]:
 
 def unname(like: State, tensors: dict[str, Tensor]) -> State:
     """The state of the structure of `like` whose tensors are `tensors`, the inverse of `named`."""
-    waiting = [tensors[name] for name in named(like)][::-1]
-    return tmap(lambda _: waiting.pop(), like)
+    return refill(like, [tensors[name] for name in named(like)])
+
+
+def refill(like: State, tensors: Iterable[Tensor]) -> State:
+    """The state of the structure of `like` whose tensors are `tensors`, the inverse of `leaves`."""
+    waiting = iter(tensors)
+    return tmap(lambda _: next(waiting), like)
 
 
 def detach(state: State) -> State:
@@ -60,6 +65,15 @@ def choose(rows: Tensor, new: State, old: State) -> State:
 def take(state: State, rows: Tensor) -> State:
     """The rows with these indices, in this order (a beam that is reordered, a batch that shrinks)."""
     return tmap(lambda leaf: leaf.index_select(0, rows), state)
+
+
+def flipped(xs: Tensor, lengths: Tensor | None) -> Tensor:
+    """`xs` `[batch, time, ...]` with each row read from its own end to its start; what is past the end stays there."""
+    if lengths is None:
+        return xs.flip(1)
+    steps = torch.arange(xs.shape[1], device=xs.device)
+    order = torch.where(within(lengths, xs.shape[1]), lengths[:, None] - 1 - steps, steps)
+    return xs.gather(1, order.view(*order.shape, *[1] * (xs.dim() - 2)).expand_as(xs))
 
 
 def within(lengths: Tensor, steps: int) -> Tensor:

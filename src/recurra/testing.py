@@ -6,7 +6,7 @@ A law is a function whose name is the sentence it tests. There is no list of exc
 Laws hold in `eval()`; noise belongs to training.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from recurra import bundle, kernels
 from recurra.cells import Cell
 from recurra.data.batch import Batch
 from recurra.errors import UsageError
+from recurra.recurrent import Layer
 from recurra.state import State, choose, detach, leaves, masked, named, take, tmap, unname, within
 from recurra.tasks import Task
 
@@ -33,29 +34,30 @@ def check_cell(cell: Cell) -> list[str]:
             f"check_cell was given {type(cell).__name__}, wanted an instance of a Cell. A layer that needs the whole sequence "
             "(bidirectional, for one) cannot step, and is none"
         )
-    was_training = cell.training
-    cell.eval()
-    broken = []
+    return _check(cell, CELL_LAWS)
+
+
+def _check(member: Any, laws: Sequence[Callable[[Any], None]]) -> list[str]:
+    was_training, broken = member.training, []
+    member.eval()
     try:
-        for law in CELL_LAWS:
+        for law in laws:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 try:
-                    law(cell)
+                    law(member)
                 except (AssertionError, RuntimeError, TypeError, ValueError, NotImplementedError, IndexError) as error:
                     broken.append(f"{law.__name__.replace('_', ' ')}: {str(error).strip() or type(error).__name__}")
     finally:
-        cell.train(was_training)
+        member.train(was_training)
     if broken:
-        raise AssertionError(
-            f"{type(cell).__name__} breaks {len(broken)} of {len(CELL_LAWS)} laws:\n" + "\n".join(broken)
-        )
-    return [law.__name__ for law in CELL_LAWS]
+        raise AssertionError(f"{type(member).__name__} breaks {len(broken)} of {len(laws)} laws:\n" + "\n".join(broken))
+    return [law.__name__ for law in laws]
 
 
 def example(cell: Cell, batch: int = BATCH, time: int = TIME) -> Tensor:
     """Random inputs for a cell: tokens for one with an embedding, else numbers of its own dtype."""
-    if hasattr(cell, "embedding"):
+    if cell.tokens:
         return torch.randint(cell.input_size, (batch, time))
     return torch.randn(batch, time, cell.input_size, dtype=dtype_of(cell))
 
@@ -194,10 +196,45 @@ def forward_mode_agrees_with_reverse_mode(cell: Cell) -> None:
     values = tuple(part.detach() for part in inputs)
     tangents = tuple(torch.randn_like(part) for part in values)
     outputs, forward = torch.func.jvp(fn, values, tangents)  # type: ignore[misc]
-    grads = torch.autograd.grad(fn(*inputs), inputs, grad_outputs=[torch.ones_like(part) for part in outputs])
+    ones = [torch.ones_like(part) for part in outputs]
+    grads = torch.autograd.grad(fn(*inputs), inputs, ones, allow_unused=True, materialize_grads=True)
     reverse = torch.stack([(grad * tangent).sum() for grad, tangent in zip(grads, tangents, strict=True)]).sum()
     total = torch.stack([part.sum() for part in forward]).sum()
     torch.testing.assert_close(total, reverse, rtol=1e-3, atol=1e-4)
+
+
+def gradients_of_each_sample_come_out_of_vmap(cell: Cell) -> None:
+    xs, start = example(cell), random_state(cell, BATCH)
+    weights = {name: parameter.detach() for name, parameter in cell.named_parameters() if parameter.requires_grad}
+
+    def total(given: dict[str, Tensor], x: Tensor, row: State) -> Tensor:
+        one = tmap(lambda leaf: leaf[None], row)
+        ys, _ = torch.func.functional_call(
+            _Unroll(cell), {f"cell.{name}": weight for name, weight in given.items()}, (x[None], one)
+        )
+        return ys.sum()
+
+    each = torch.func.vmap(torch.func.grad(total), in_dims=(None, 0, 0))(weights, xs, start)
+    for row in range(BATCH):
+        alone = torch.func.grad(total)(weights, xs[row], tmap(lambda leaf, row=row: leaf[row], start))
+        same(tuple(each[name][row] for name in weights), tuple(alone.values()), f"gradients of row {row}")
+
+
+def an_exported_cell_takes_any_length(cell: Cell) -> None:
+    lengths, sizes = torch.tensor([TIME, 1, TIME // 2]), (torch.export.Dim.AUTO, torch.export.Dim.AUTO)
+    given = (example(cell), detach(random_state(cell, BATCH)), lengths)
+    rows = tmap(lambda leaf: {0: sizes[0]}, given[1])
+    shapes = {"xs": dict(enumerate(sizes)), "state": rows, "lengths": {0: sizes[0]}}
+    with torch.no_grad():
+        program = torch.export.export(_Unroll(cell), given, dynamic_shapes=shapes).module()
+        for batch, time in ((BATCH, TIME), (2, TIME + 4)):
+            xs, state = example(cell, batch, time), random_state(cell, batch)
+            ends = torch.tensor([time, 0, time // 2])[:batch]
+            same(
+                program(xs, state, ends),
+                cell.unroll(xs, state, ends),
+                f"outputs and state, {batch} rows of {time} steps",
+            )
 
 
 def weights_make_the_round_trip(cell: Cell) -> None:
@@ -225,6 +262,8 @@ CELL_LAWS: list[Callable[[Cell], None]] = [
     the_fast_path_is_the_plain_path,
     gradients_are_right_to_the_second_order,
     forward_mode_agrees_with_reverse_mode,
+    gradients_of_each_sample_come_out_of_vmap,
+    an_exported_cell_takes_any_length,
     weights_make_the_round_trip,
 ]
 
@@ -268,8 +307,61 @@ class _Unroll(torch.nn.Module):
         super().__init__()
         self.cell = cell
 
-    def forward(self, xs: Tensor, state: State) -> tuple[Tensor, State]:
-        return self.cell.unroll(xs, state)
+    def forward(self, xs: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
+        return self.cell.unroll(xs, state, lengths)
+
+
+# --- Layer -----------------------------------------------------------------------------------------------------------
+
+
+def check_layer(layer: Layer) -> list[str]:
+    """Hold a layer against every law of `LAYER_LAWS`; return their names, or raise AssertionError with all that are broken."""
+    if not isinstance(layer, Layer):
+        raise UsageError(f"check_layer was given {type(layer).__name__}, wanted an instance of recurra.recurrent.Layer")
+    return _check(layer, LAYER_LAWS)
+
+
+def a_layer_keeps_its_shapes(layer: Layer) -> None:
+    ys, summary = layer(_layer_example(layer))
+    assert tuple(ys.shape) == (BATCH, TIME, layer.output_size), f"outputs {tuple(ys.shape)}"
+    assert tuple(summary.shape) == (BATCH, layer.output_size), f"summary {tuple(summary.shape)}"
+
+
+def rows_of_a_layer_do_not_see_each_other(layer: Layer) -> None:
+    xs, lengths = _layer_example(layer), torch.tensor([TIME, 0, TIME // 2])
+    ys, summary = layer(xs, lengths)
+    assert not ys[~within(lengths, TIME)].any(), "outputs past a row's end are not zero"
+    for row, length in enumerate(lengths.tolist()):
+        alone, end = layer(xs[row : row + 1, :length])
+        same(alone[0], ys[row, :length], f"outputs of row {row} of length {length}")
+        same(end[0], summary[row], f"summary of row {row} of length {length}")
+
+
+def padding_changes_no_output_or_gradient_of_a_layer(layer: Layer) -> None:
+    xs, lengths = _layer_example(layer), torch.tensor([TIME, 2, TIME // 2])
+    other = torch.where(within(lengths, TIME)[..., None], xs, 1e6)
+    same(_layer_gradients(layer, other, lengths), _layer_gradients(layer, xs, lengths), "with other padding")
+
+
+LAYER_LAWS: list[Callable[[Layer], None]] = [
+    a_layer_keeps_its_shapes,
+    rows_of_a_layer_do_not_see_each_other,
+    padding_changes_no_output_or_gradient_of_a_layer,
+]
+
+
+def _layer_example(layer: Layer) -> Tensor:
+    dtype = next((p.dtype for p in layer.parameters()), torch.float32)
+    return torch.randn(BATCH, TIME, layer.input_size, dtype=dtype)
+
+
+def _layer_gradients(layer: Layer, xs: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    xs = xs.detach().clone().requires_grad_()
+    ys, summary = layer(xs, lengths)
+    wanted = [xs, *(p for p in layer.parameters() if p.requires_grad)]
+    loss = (ys * torch.linspace(0.5, 1.5, ys.shape[2], dtype=ys.dtype)).sum() + summary.square().sum()
+    grads = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+    return ys.detach(), summary.detach(), masked(grads[0], lengths), *grads[1:]
 
 
 # --- Batch -----------------------------------------------------------------------------------------------------------

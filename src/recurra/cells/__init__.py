@@ -1,11 +1,55 @@
 """Recurrent cells, one file a family. `CELLS` is every name that `--cell` takes."""
 
 from recurra.cells.base import Cell
-from recurra.cells.elman import Elman, ElmanState
-from recurra.cells.gru import GRU, GRUState
-from recurra.cells.lstm import LSTM, LSTMState
-from recurra.cells.wrap import LockedDropout, Stacked
+from recurra.cells.elman import Elman, ElmanState, Jordan, JordanState
+from recurra.cells.gru import GRU, MGU, GRUState, LayerNormGRU
+from recurra.cells.leaky import Leaky, LeakyState
+from recurra.cells.lstm import LSTM, CoupledLSTM, LayerNormLSTM, LSTMState, PeepholeLSTM, ProjectedLSTM, ProjectedState
+from recurra.cells.window import Window, WindowState
+from recurra.cells.wrap import LearntStart, LockedDropout, Projected, RandomStart, Residual, Stacked, Zoneout
 
-CELLS: dict[str, type[Cell]] = {"elman": Elman, "lstm": LSTM, "gru": GRU}
+CELLS: dict[str, type[Cell]] = {
+    "elman": Elman,
+    "jordan": Jordan,
+    "leaky": Leaky,
+    "lstm": LSTM,
+    "lstm-peephole": PeepholeLSTM,
+    "lstm-coupled": CoupledLSTM,
+    "lstm-projected": ProjectedLSTM,
+    "lstm-layernorm": LayerNormLSTM,
+    "gru": GRU,
+    "gru-layernorm": LayerNormGRU,
+    "mgu": MGU,
+    "window": Window,
+}
 
-__all__ = ["CELLS", "GRU", "LSTM", "Cell", "Elman", "ElmanState", "GRUState", "LSTMState", "LockedDropout", "Stacked"]
+__all__ = [
+    "CELLS",
+    "GRU",
+    "LSTM",
+    "MGU",
+    "Cell",
+    "CoupledLSTM",
+    "Elman",
+    "ElmanState",
+    "GRUState",
+    "Jordan",
+    "JordanState",
+    "LSTMState",
+    "LayerNormGRU",
+    "LayerNormLSTM",
+    "Leaky",
+    "LeakyState",
+    "LearntStart",
+    "LockedDropout",
+    "PeepholeLSTM",
+    "Projected",
+    "ProjectedLSTM",
+    "ProjectedState",
+    "RandomStart",
+    "Residual",
+    "Stacked",
+    "Window",
+    "WindowState",
+    "Zoneout",
+]  # fmt: skip

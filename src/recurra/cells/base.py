@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from recurra.errors import UsageError
-from recurra.state import State, choose, leaves, masked, tmap
+from recurra.init import uniform_
+from recurra.state import State, choose, leaves, masked, named, refill, tmap
 
 
 class Cell(nn.Module, ABC):
@@ -23,6 +24,14 @@ class Cell(nn.Module, ABC):
 
     input_size: int
     output_size: int
+    blocks: tuple[str, ...] = ()  # the blocks of rows of weight_ih and weight_hh, in order, by the names of the gates
+
+    tokens: bool = False  # whether inputs are ids [batch, time] and not features [batch, time, input_size]
+
+    weight_ih: nn.Parameter  # what `add_weights` gives a cell, under torch's names
+    weight_hh: nn.Parameter
+    bias_ih: nn.Parameter
+    bias_hh: nn.Parameter
 
     @abstractmethod
     def initial_state(self, batch: int) -> State:
@@ -39,7 +48,8 @@ class Cell(nn.Module, ABC):
         return xs
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One step from an input `[batch, features]`."""
+        """One step from an input `[batch, features]`. Raises UsageError for sizes that do not fit."""
+        check_step(self, x, state)
         us = self.project(x[:, None])
         return self.step(tmap(lambda u: u[:, 0], us), state)
 
@@ -60,6 +70,8 @@ class Cell(nn.Module, ABC):
 
     def loop(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """The readable loop: the definition of the cell and the oracle of every faster path."""
+        if torch.compiler.is_exporting():
+            return self._traced(xs, state, lengths)
         us, ys = self.project(xs), []
         for t in range(xs.shape[1]):
             y, after = self.step(tmap(lambda u, t=t: u[:, t], us), state)
@@ -67,33 +79,111 @@ class Cell(nn.Module, ABC):
             ys.append(y)
         return (torch.stack(ys, dim=1), state) if ys else (self._nothing(xs, state), state)
 
+    def _traced(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """The loop as torch's scan operator: a Python loop would write the length of the example into the exported graph."""
+        from torch._higher_order_ops.scan import scan
+
+        us = self.project(xs)
+        steps = torch.arange(xs.shape[1], device=xs.device)
+
+        def one(carry: tuple[Tensor, ...], at: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+            before = refill(state, carry)
+            y, after = self.step(refill(us, at[1:]), before)
+            after = after if lengths is None else choose(lengths > at[0], after, before)
+            return tuple(
+                leaf.clone() for leaf in leaves(after)
+            ), y.clone()  # the operator forbids results that share memory
+
+        slices = (steps, *(u.transpose(0, 1) for u in leaves(us)))
+        last, ys = scan(one, tuple(leaf.clone() for leaf in leaves(state)), slices, dim=0)
+        return ys.transpose(0, 1), refill(state, last)
+
     def _nothing(self, xs: Tensor, state: State) -> Tensor:
         like = next((leaf for leaf in leaves(state) if leaf.is_floating_point()), xs)
         return like.new_zeros(xs.shape[0], 0, self.output_size)
 
 
+def add_weights(cell: Cell, units: int, inputs: int, recurrent: int, *biases: str) -> None:
+    """Give a cell `weight_ih` [blocks * units, inputs], `weight_hh` [blocks * units, recurrent] and `biases` [blocks * units],
+    one block of rows for each name in `cell.blocks`, started as torch.nn starts its own, in torch's order."""
+    rows = len(cell.blocks) * units
+    cell.weight_ih = nn.Parameter(uniform_(units, rows, inputs))
+    cell.weight_hh = nn.Parameter(uniform_(units, rows, recurrent))
+    for name in biases:
+        cell.register_parameter(name, nn.Parameter(uniform_(units, rows)))
+
+
 def check_call(cell: Cell, xs: Tensor, state: State, lengths: Tensor | None) -> None:
     """Raise UsageError, in words, where the arguments of `unroll` do not fit the cell or each other."""
-    name, batch = type(cell).__name__, xs.shape[0]
-    if xs.is_floating_point() and (xs.dim() != 3 or xs.shape[2] != cell.input_size):
+    name = type(cell).__name__
+    if xs.is_floating_point() == cell.tokens:
+        raise UsageError(
+            f"{name} was given inputs of {xs.dtype}, wanted "
+            + ("token ids, such as int64" if cell.tokens else "floating-point features: xs.float(), or one-hot vectors")
+        )
+    if not cell.tokens and (xs.dim() != 3 or xs.shape[2] != cell.input_size):
         raise UsageError(
             f"{name} was given inputs of shape {tuple(xs.shape)}, wanted [batch, time, {cell.input_size}]; "
             f"the last axis is the features, build the cell with input_size={xs.shape[-1]} if that is what you have"
         )
-    if not xs.is_floating_point() and xs.dim() != 2:
+    if cell.tokens and xs.dim() != 2:
         raise UsageError(f"{name} was given token inputs of shape {tuple(xs.shape)}, wanted [batch, time]")
-    for leaf in leaves(state):
-        if leaf.dim() == 0 or leaf.shape[0] != batch or leaf.device != xs.device:
-            raise UsageError(
-                f"{name} was given {batch} rows on {xs.device} and a state of shape {tuple(leaf.shape)} on {leaf.device}; "
-                f"wanted [{batch}, ...] on {xs.device}: start from initial_state({batch})"
-            )
+    check_state(cell, xs, state)
     if lengths is not None:
         check_lengths(name, xs, lengths)
 
 
+def check_step(cell: Cell, x: Tensor, state: State) -> None:
+    """Raise UsageError where the arguments of one step do not fit. It is quick: a stream calls it at every step."""
+    wanted = (x.shape[0],) if cell.tokens else (x.shape[0], cell.input_size)
+    if tuple(x.shape) != wanted:
+        raise UsageError(f"{type(cell).__name__} was given one input of shape {tuple(x.shape)}, wanted {wanted}")
+    for leaf in leaves(state):
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != x.shape[0]:
+            shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf
+            raise UsageError(
+                f"{type(cell).__name__} was given {x.shape[0]} rows and a state with a field {shape}; "
+                f"wanted [{x.shape[0]}, ...]: start from initial_state({x.shape[0]})"
+            )
+
+
+def check_state(cell: Cell, xs: Tensor, state: State) -> None:
+    """Raise UsageError where a state has not the structure, shapes, dtypes or device that the cell and `xs` ask for."""
+    name, batch, start = type(cell).__name__, xs.shape[0], named(cell.initial_state(0))
+    given = named(state)
+    if list(given) != list(start):
+        raise UsageError(
+            f"{name} was given a state with the fields {', '.join(given) or 'none'}, wanted {', '.join(start) or 'none'}: "
+            f"start from initial_state({batch})"
+        )
+    for field, leaf in given.items():
+        if not isinstance(leaf, Tensor):
+            raise UsageError(
+                f"{name} was given a state whose {field} is {leaf!r}, wanted a tensor: start from initial_state({batch})"
+            )
+        wanted = (batch, *start[field].shape[1:])
+        if tuple(leaf.shape) != wanted or leaf.dtype != start[field].dtype or leaf.device != xs.device:
+            raise UsageError(
+                f"{name} was given {batch} rows on {xs.device} and a state whose {field} is {leaf.dtype} of shape "
+                f"{tuple(leaf.shape)} on {leaf.device}; wanted {start[field].dtype} of shape {wanted} on {xs.device}: "
+                f"start from initial_state({batch})"
+            )
+        if leaf.is_floating_point() and xs.is_floating_point() and leaf.dtype != xs.dtype and not _autocasting(xs):
+            raise UsageError(
+                f"{name} is {leaf.dtype} and was given inputs of {xs.dtype}; convert one of them: xs.to({leaf.dtype})"
+            )
+
+
+def _autocasting(xs: Tensor) -> bool:
+    return torch.is_autocast_enabled(xs.device.type)
+
+
 def check_lengths(name: str, xs: Tensor, lengths: Tensor) -> None:
     batch, steps = xs.shape[:2]
+    if not isinstance(lengths, Tensor):
+        raise UsageError(
+            f"{name} was given lengths as {type(lengths).__name__}, wanted a tensor: torch.tensor(lengths)"
+        )
     if lengths.dtype != torch.int64 or lengths.shape != (batch,) or lengths.device != xs.device:
         raise UsageError(
             f"{name} was given lengths of dtype {lengths.dtype}, shape {tuple(lengths.shape)} on {lengths.device}; "

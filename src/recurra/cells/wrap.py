@@ -4,12 +4,15 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import cast, final
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recurra.cells.base import Cell
 from recurra.errors import UsageError
-from recurra.regularize import locked_mask
-from recurra.state import State
+from recurra.init import uniform_
+from recurra.regularize import check_share, locked_mask
+from recurra.state import State, leaves, named, refill, tmap
 
 
 @final
@@ -61,7 +64,7 @@ class LockedDropout(Cell):
 
     def __init__(self, cell: Cell, share: float) -> None:
         super().__init__()
-        self.cell, self.share = cell, share
+        self.cell, self.share = cell, check_share(share, "the share of outputs to drop")
         self.input_size, self.output_size = cell.input_size, cell.output_size
 
     def initial_state(self, batch: int) -> State:
@@ -85,3 +88,168 @@ class LockedDropout(Cell):
             return ()
         like = xs.new_empty((), dtype=xs.dtype).expand(xs.shape[0], 1, self.output_size)
         return locked_mask(like, self.share).expand(-1, xs.shape[1], -1)
+
+
+@final
+class Residual(Cell):
+    """The cell with its input added to its output: y = x + cell(x). The cell has as many outputs as inputs."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        if cell.input_size != cell.output_size:
+            raise UsageError(
+                f"a residual cell adds its input to its output, and this {type(cell).__name__} has {cell.input_size} inputs "
+                f"and {cell.output_size} outputs; make them equal, or wrap it in Projected(cell, {cell.input_size}) first"
+            )
+        self.cell, self.input_size, self.output_size = cell, cell.input_size, cell.output_size
+
+    def initial_state(self, batch: int) -> State:
+        return self.cell.initial_state(batch)
+
+    def project(self, xs: Tensor) -> State:
+        return self.cell.project(xs), xs
+
+    def step(self, u: State, state: State) -> tuple[Tensor, State]:
+        y, state = self.cell.step(u[0], state)
+        return y + u[1], state
+
+    def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        ys, state = self.cell.unroll(xs, state, lengths)
+        return ys + xs, state
+
+
+@final
+class Projected(Cell):
+    """The cell with a linear layer on its output: y = W_yh h + b_y. What recurs stays as it is.
+
+    Parameters besides the cell's own: size * (outputs of the cell + 1).
+    """
+
+    def __init__(self, cell: Cell, size: int) -> None:
+        super().__init__()
+        self.cell, self.input_size, self.output_size = cell, cell.input_size, size
+        self.weight_yh = nn.Parameter(uniform_(cell.output_size, size, cell.output_size))
+        self.bias_y = nn.Parameter(uniform_(cell.output_size, size))
+
+    def initial_state(self, batch: int) -> State:
+        return self.cell.initial_state(batch)
+
+    def project(self, xs: Tensor) -> State:
+        return self.cell.project(xs)
+
+    def step(self, u: State, state: State) -> tuple[Tensor, State]:
+        y, state = self.cell.step(u, state)
+        return F.linear(y, self.weight_yh, self.bias_y), state
+
+    def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        ys, state = self.cell.unroll(xs, state, lengths)
+        return F.linear(ys, self.weight_yh, self.bias_y), state
+
+
+@final
+class Zoneout(Cell):
+    """The cell with a share of its state held back: each unit of each field keeps its old value with probability `share`,
+    drawn anew at every step in training; otherwise with that weight, the mean (Krueger et al. 2017, arXiv:1606.01305).
+
+        s' = m * s + (1 - m) * cell(x, s),    m ~ Bernoulli(share), or m = share outside training
+
+    It is for cells whose output is the first field of their state, and refuses others in words; the output is that field.
+    """
+
+    def __init__(self, cell: Cell, share: float) -> None:
+        super().__init__()
+        self.cell, self.share = cell, check_share(share, "the share of the state that zoneout keeps")
+        self.input_size, self.output_size = cell.input_size, cell.output_size
+        with torch.no_grad():
+            start = cell.initial_state(1)
+            y, after = cell(torch.zeros(1, cell.input_size, dtype=next(leaves(start)).dtype), start)
+        if next(leaves(after)) is not y:
+            raise UsageError(
+                f"the output of {type(cell).__name__} is not the first field of its state, so zoneout would not reach it; "
+                "wrap the cell inside, as in Projected(Zoneout(cell, share), size)"
+            )
+
+    def initial_state(self, batch: int) -> State:
+        return self.cell.initial_state(batch)
+
+    def project(self, xs: Tensor) -> State:
+        return self.cell.project(xs), self._masks(xs)
+
+    def step(self, u: State, state: State) -> tuple[Tensor, State]:
+        inner, kept = u
+        _, after = self.cell.step(inner, state)
+        mixed = tmap(
+            lambda m, old, new: m * old + (1 - m) * new if new.is_floating_point() else new, kept, state, after
+        )
+        return next(leaves(mixed)), mixed
+
+    def _masks(self, xs: Tensor) -> State:
+        """For each floating field of the state, what is kept of it at each step; for the others, nothing."""
+
+        def mask(leaf: Tensor) -> Tensor:
+            shape = (*xs.shape[:2], *leaf.shape[1:])
+            if not leaf.is_floating_point():
+                return leaf.new_zeros(xs.shape[:2])
+            share = leaf.new_full((), self.share).expand(shape)
+            return share.bernoulli() if self.training else share
+
+        return tmap(mask, self.cell.initial_state(0))
+
+
+@final
+class LearntStart(Cell):
+    """The cell with a start state that is learnt: the floating fields of its state are parameters, one row for all."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.cell, self.input_size, self.output_size = cell, cell.input_size, cell.output_size
+        floating = {name: leaf for name, leaf in named(cell.initial_state(1)).items() if leaf.is_floating_point()}
+        self.start = nn.ParameterDict(
+            {_key(name): nn.Parameter(leaf.flatten().clone()) for name, leaf in floating.items()}
+        )
+
+    def initial_state(self, batch: int) -> State:
+        plain = self.cell.initial_state(batch)
+        learnt = [
+            self.start[_key(name)].view(1, *leaf.shape[1:]).expand_as(leaf) if leaf.is_floating_point() else leaf
+            for name, leaf in named(plain).items()
+        ]
+        return refill(plain, learnt)
+
+    def project(self, xs: Tensor) -> State:
+        return self.cell.project(xs)
+
+    def step(self, u: State, state: State) -> tuple[Tensor, State]:
+        return self.cell.step(u, state)
+
+    def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        return self.cell.unroll(xs, state, lengths)
+
+
+@final
+class RandomStart(Cell):
+    """The cell with a start state that is drawn in training, normal around the cell's own with deviation `std`: the network
+    learns to find its way from anywhere (Zimmermann, Tietz & Grothmann 2012). Outside training it is the cell's own."""
+
+    def __init__(self, cell: Cell, std: float = 0.1) -> None:
+        super().__init__()
+        self.cell, self.std, self.input_size, self.output_size = cell, std, cell.input_size, cell.output_size
+
+    def initial_state(self, batch: int) -> State:
+        plain = self.cell.initial_state(batch)
+        if not self.training:
+            return plain
+        return tmap(lambda leaf: leaf + self.std * torch.randn_like(leaf) if leaf.is_floating_point() else leaf, plain)
+
+    def project(self, xs: Tensor) -> State:
+        return self.cell.project(xs)
+
+    def step(self, u: State, state: State) -> tuple[Tensor, State]:
+        return self.cell.step(u, state)
+
+    def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        return self.cell.unroll(xs, state, lengths)
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")  # a parameter's name has no dot

@@ -1,32 +1,58 @@
 """torch's own fused recurrences (oneDNN for LSTM on a CPU, cuDNN on a GPU), entered as a first faster path."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from recurra.state import choose
 
 Result = tuple[Tensor, tuple[Tensor, ...]]
 State = tuple[Tensor, ...]
 Weights = tuple[Tensor, ...]
 
 
-def lstm(xs: Tensor, state: State, weights: Weights) -> Result:
+def lstm(xs: Tensor, lengths: Tensor | None, state: State, weights: Weights) -> Result:
+    return _run(torch.lstm, xs, lengths, state, weights)
+
+
+def lstm_projected(xs: Tensor, lengths: Tensor | None, state: State, weights: Weights) -> Result:
+    """Always packed: for rows of one length torch would first try oneDNN, which has no projections, and warn of it."""
+    whole = torch.full((xs.shape[0],), xs.shape[1], device=xs.device)
+    return _packed(torch.lstm, xs, whole if lengths is None else lengths, state, weights)
+
+
+def gru(xs: Tensor, lengths: Tensor | None, state: State, weights: Weights) -> Result:
+    return _run(torch.gru, xs, lengths, state, weights)
+
+
+def elman_tanh(xs: Tensor, lengths: Tensor | None, state: State, weights: Weights) -> Result:
+    return _run(torch.rnn_tanh, xs, lengths, state, weights)
+
+
+def elman_relu(xs: Tensor, lengths: Tensor | None, state: State, weights: Weights) -> Result:
+    return _run(torch.rnn_relu, xs, lengths, state, weights)
+
+
+def _run(op: Callable[..., Any], xs: Tensor, lengths: Tensor | None, state: State, weights: Weights) -> Result:
+    if lengths is not None:
+        return _packed(op, xs, lengths, state, weights)
     start = [part[None].contiguous() for part in state]
-    ys, h, c = torch.lstm(xs, start, list(weights), True, 1, 0.0, torch.is_grad_enabled(), False, True)
-    return ys, (h[0], c[0])
+    given = start if len(start) > 1 else start[0]
+    ys, *last = op(xs, given, list(weights), True, 1, 0.0, torch.is_grad_enabled(), False, True)
+    return ys, tuple(part[0] for part in last)
 
 
-def gru(xs: Tensor, state: State, weights: Weights) -> Result:
-    return _one_field(torch.gru, xs, state, weights)
-
-
-def elman_tanh(xs: Tensor, state: State, weights: Weights) -> Result:
-    return _one_field(torch.rnn_tanh, xs, state, weights)
-
-
-def elman_relu(xs: Tensor, state: State, weights: Weights) -> Result:
-    return _one_field(torch.rnn_relu, xs, state, weights)
-
-
-def _one_field(op, xs: Tensor, state: State, weights: Weights) -> Result:  # type: ignore[no-untyped-def]
-    start = state[0][None].contiguous()
-    ys, h = op(xs, start, list(weights), True, 1, 0.0, torch.is_grad_enabled(), False, True)
-    return ys, (h[0],)
+def _packed(op: Callable[..., Any], xs: Tensor, lengths: Tensor, state: State, weights: Weights) -> Result:
+    """Rows of several lengths, longest first, as torch packs them. A row of no length is run for a step and then set back."""
+    order = lengths.argsort(descending=True)
+    data, sizes, *_ = pack_padded_sequence(xs[order], lengths[order].clamp(min=1).cpu(), True)
+    start = [part[order][None] for part in state]
+    given = start if len(start) > 1 else start[0]
+    packed, *last = op(data, sizes, given, list(weights), True, 1, 0.0, torch.is_grad_enabled(), False)
+    ys, _ = pad_packed_sequence(PackedSequence(packed, sizes), True, total_length=xs.shape[1])
+    back = order.argsort()
+    after = tuple(part[0][back] for part in last)
+    return ys[back], choose(lengths > 0, after, state)

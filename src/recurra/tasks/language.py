@@ -24,7 +24,8 @@ from recurra.data.tokens import TOKENS, Tokens
 from recurra.decode import Sampler
 from recurra.errors import DataError, RecurraError, UsageError
 from recurra.metrics import bits, perplexity
-from recurra.models import Snapshot, language_model
+from recurra.models import SequenceModel, Snapshot, language_model
+from recurra.regularize import activity
 from recurra.state import State, within
 from recurra.tasks.base import Sources, Task
 from recurra.tasks.floors import MOST_TOKENS, language_floors
@@ -33,6 +34,7 @@ from recurra.tasks.surprise import surprise
 PARTS = ("train", "valid", "test")
 REFERENCE_ROWS = 32
 FEW_UPDATES = 1_500
+GATED = ("lstm", "gru", "mgu")
 
 
 @final
@@ -43,6 +45,7 @@ class Language(Task):
     """
 
     name = "language"
+    model: SequenceModel
 
     def __init__(self, config: Config, tokens: Tokens, folder: Path | None = None) -> None:
         self.config, self.tokens = config, tokens
@@ -103,17 +106,16 @@ class Language(Task):
         if passes is None:
             chosen = _regime(384)
         elif passes > 30:
-            chosen = _regime(512, dropout=0.5, input_dropout=0.2, recurrent_dropout=0.2)
+            chosen = _regime(512, rate=5e-3, dropout=0.5, input_dropout=0.2, recurrent_dropout=0.2)
         elif passes > 12:
-            chosen = _regime(512, dropout=0.3, input_dropout=0.1)
+            chosen = _regime(512, rate=5e-3, dropout=0.3, input_dropout=0.1)
         elif updates < FEW_UPDATES:
-            chosen = {**_regime(256), "rows": REFERENCE_ROWS // 2}
+            chosen = _regime(256, rows=REFERENCE_ROWS // 2)
         else:
-            chosen = _regime(384, dropout=0.2 if passes > 6 else 0.0)
-        side_by_side = chosen.pop("rows")
-        rows = {"rows": side_by_side} if config.train.rows == "auto" else {}
-        values = {key: value for key, value in chosen.items() if getattr(config.model, key) == "auto"}
-        return configuration.changed(config, model=values, train=rows)
+            chosen = _regime(384, dropout=0.2 if passes > 4 else 0.0)
+        if not config.cell.name.startswith(GATED) or config.optimizer.name not in ("adam", "adamw"):
+            del chosen["optimizer"]  # cells without gates, and other optimizers, want their own rate
+        return configuration.settled(config, chosen)
 
     def build(self, config: Config) -> None:
         model, cell = config.model, config.cell
@@ -131,6 +133,7 @@ class Language(Task):
             input_dropout=float(model.input_dropout),
             dropout=float(model.dropout),
             recurrent_dropout=float(model.recurrent_dropout),
+            start=model.init,
             **configuration.options(CELLS[cell.name], given, "cell"),
         )
 
@@ -146,11 +149,14 @@ class Language(Task):
         return Stream(train, rows, config.chunk, config.seed)
 
     def loss(self, batch: Batch, state: State) -> tuple[Tensor, State]:
-        scores, state = self.model.unroll(batch.inputs, state, batch.lengths)
-        losses = self.step_loss(scores, batch.targets)
+        features, state = self.model.features(batch.inputs, state, batch.lengths)
+        losses = self.step_loss(self.model.readout(features), batch.targets)
         if batch.lengths is not None:
             losses = losses * within(batch.lengths, losses.shape[1])
-        return losses.sum() / batch.weight, state
+        loss, wanted = losses.sum() / batch.weight, self.config.regularize
+        if self.model.training and (wanted.ar or wanted.tar):
+            loss = loss + activity(features, ar=wanted.ar, tar=wanted.tar)
+        return loss, state
 
     def step_loss(self, scores: Tensor, targets: Tensor) -> Tensor:
         """The surprise of each target `[...]` in nats, under scores `[..., vocabulary]`."""
@@ -262,15 +268,17 @@ class Language(Task):
 
 
 def _regime(
-    hidden: int, dropout: float = 0.0, input_dropout: float = 0.0, recurrent_dropout: float = 0.0
-) -> dict[str, Any]:
-    return {
-        "hidden": hidden,
-        "dropout": dropout,
-        "input_dropout": input_dropout,
-        "recurrent_dropout": recurrent_dropout,
-        "rows": REFERENCE_ROWS,
-    }
+    hidden: int,
+    *,
+    rate: float = 8e-3,
+    rows: int = REFERENCE_ROWS,
+    dropout: float = 0.0,
+    input_dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+) -> dict[str, dict[str, Any]]:
+    """What `auto` stands for, by section."""
+    noise = {"dropout": dropout, "input_dropout": input_dropout, "recurrent_dropout": recurrent_dropout}
+    return {"model": {"hidden": hidden, **noise}, "optimizer": {"rate": rate}, "train": {"rows": rows}}
 
 
 def _parts(sources: Sources, share: float, reader: texts.Reader) -> dict[str, list[texts.Slice]]:

@@ -1,0 +1,36 @@
+// One instruction set: compiled once for each, with RECURRA_ISA, RECURRA_WIDTH and RECURRA_ROWS set.
+#include "recurrence.hpp"
+#include "run.hpp"
+
+namespace RECURRA_ISA {
+
+template <class Cell>
+void forward(const Problem& p) {
+  Recurrence<Cell> recurrence(p);
+  typename Recurrence<Cell>::Forward work(recurrence);
+  recurra::on_threads(recurrence.threads, [&](int thread) { recurrence.forward(work, thread); });
+}
+
+template <class Cell>
+void backward(const Problem& p) {
+  Recurrence<Cell> recurrence(p);
+  typename Recurrence<Cell>::Backward work(recurrence);
+  recurra::on_threads(recurrence.threads, [&](int thread) { recurrence.backward(work, thread); });
+}
+
+template <class Cell>
+constexpr recurra::Kernel kernel() {
+  return {forward<Cell>, backward<Cell>, Recurrence<Cell>::saved_floats};
+}
+
+recurra::Kernel find(recurra::Kind kind) {
+  switch (kind) {
+    case recurra::Kind::elman_tanh: return kernel<Elman<Tanh>>();
+    case recurra::Kind::elman_relu: return kernel<Elman<Relu>>();
+    case recurra::Kind::lstm: return kernel<Lstm>();
+    case recurra::Kind::gru: return kernel<Gru>();
+  }
+  return {};
+}
+
+}  // namespace RECURRA_ISA

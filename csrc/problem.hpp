@@ -1,0 +1,41 @@
+// What a recurrence is asked to do, as plain pointers and sizes; and the threads that do it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace recurra {
+
+enum class Kind : int { elman_tanh = 0, elman_relu = 1, lstm = 2, gru = 3 };
+
+// Float32 everywhere, each array contiguous. Null where it says so.
+//
+//   x [batch, steps, inputs]   y [batch, steps, units]   h0, c0, h_last, c_last [batch, units]
+//   w_ih [gates * units, inputs]   w_hh [gates * units, units]   b_ih, b_hh [gates * units]
+//   lengths [batch], or null for full rows; reverse: each row is read from its own end to its start
+//   saved: what backward needs, of `saved_floats` floats; null in inference
+struct Problem {
+  int64_t batch, steps, inputs, units;
+  int32_t reverse, threads;
+  const int64_t* lengths;
+  const float *x, *h0, *c0, *w_ih, *w_hh, *b_ih, *b_hh;
+  float *y, *h_last, *c_last, *saved;
+  // backward only: gradients that come in (dc_last null without c), and those that go out
+  const float *dy, *dh_last, *dc_last;
+  float *dx, *dh0, *dc0, *dw_ih, *dw_hh, *db_ih, *db_hh;
+};
+
+// Waits a moment for the others and then lets them have the core: with other work on the machine a spinning thread only
+// keeps away the one that it waits for.
+class Barrier {
+ public:
+  explicit Barrier(int threads) : threads_(threads) {}
+  void wait();
+
+ private:
+  const int threads_;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> round_{0};
+};
+
+}  // namespace recurra

@@ -1,0 +1,545 @@
+// One template for all cells: packed weights, one register tile, the time loop, and the way back.
+//
+// A register tile holds R rows of the batch times Z vectors of output; with Z = gates * vectors it holds every gate of
+// some units, so that the gate arithmetic happens where the product ends and nothing but states (and, in training, gates)
+// is written. Weights are packed by panels of such units: [panel][k][gate][unit].
+//
+// The sums of a row are added up in the same order whatever tile, thread or split it falls into: the bits of a result
+// depend on the sizes of the problem only.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <numeric>
+#include <type_traits>
+#include <vector>
+
+#include "cells.hpp"
+#include "problem.hpp"
+
+namespace RECURRA_ISA {
+
+using recurra::Barrier;
+using recurra::Problem;
+
+constexpr int ROWS = RECURRA_ROWS;  // of a tile, at most
+constexpr long CHUNK_ROWS = 96;     // of a projection or a product of gradients: what stays in cache
+constexpr long BACK_ROWS = 192;
+
+template <int N>
+using Int = std::integral_constant<int, N>;
+
+template <class F>
+RECURRA_INLINE void with_rows(long rows, F&& f) {
+  switch (rows) {
+    case 1: return f(Int<1>{});
+    case 2: return f(Int<2>{});
+    case 3: return f(Int<3>{});
+#if RECURRA_ROWS > 3
+    case 4: return f(Int<4>{});
+    case 5: return f(Int<5>{});
+    case 6: return f(Int<6>{});
+#endif
+  }
+}
+
+// f(first, count) over [0, n) in tiles of nearly equal height.
+template <class F>
+RECURRA_INLINE void in_tiles(long n, F&& f) {
+  long tiles = (n + ROWS - 1) / ROWS;
+  for (long i = 0, at = 0; i < tiles; i++) {
+    long height = (n - at) / (tiles - i);
+    f(at, height);
+    at += height;
+  }
+}
+
+// sum[m][z] += a[m][k] * b[k][z], k from 0 to K; b is a packed panel.
+template <int R, int Z>
+RECURRA_INLINE void multiply(vf (&sum)[R][Z], const float* const* a, const float* b, long K) {
+  vf s[R][Z];
+#pragma GCC unroll 16
+  for (int m = 0; m < R; m++)
+#pragma GCC unroll 16
+    for (int z = 0; z < Z; z++) s[m][z] = sum[m][z];
+  for (long k = 0; k < K; k++, b += Z * W) {
+    vf column[Z];
+#pragma GCC unroll 16
+    for (int z = 0; z < Z; z++) column[z] = load(b + z * W);
+#pragma GCC unroll 16
+    for (int m = 0; m < R; m++) {
+      vf value = all(a[m][k]);
+#pragma GCC unroll 16
+      for (int z = 0; z < Z; z++) s[m][z] += value * column[z];
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < R; m++)
+#pragma GCC unroll 16
+    for (int z = 0; z < Z; z++) sum[m][z] = s[m][z];
+}
+
+// sum[m][z] += a[r][m] * b[r][z] over rows r: the product of a gradient, where both factors lie row by row.
+template <int R, int Z>
+RECURRA_INLINE void multiply_rows(vf (&sum)[R][Z], const float* a, long a_row, const float* b, long b_row, long rows) {
+  vf s[R][Z];
+#pragma GCC unroll 16
+  for (int m = 0; m < R; m++)
+#pragma GCC unroll 16
+    for (int z = 0; z < Z; z++) s[m][z] = sum[m][z];
+  for (long r = 0; r < rows; r++, a += a_row, b += b_row) {
+    vf column[Z];
+#pragma GCC unroll 16
+    for (int z = 0; z < Z; z++) column[z] = load(b + z * W);
+#pragma GCC unroll 16
+    for (int m = 0; m < R; m++) {
+      vf value = all(a[m]);
+#pragma GCC unroll 16
+      for (int z = 0; z < Z; z++) s[m][z] += value * column[z];
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < R; m++)
+#pragma GCC unroll 16
+    for (int z = 0; z < Z; z++) sum[m][z] = s[m][z];
+}
+
+inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
+
+// Memory that starts on a cache line.
+class Buffer {
+ public:
+  explicit Buffer(long floats = 0) : data_(new float[floats + 16]) {
+    start_ = data_.get() + (16 - reinterpret_cast<uintptr_t>(data_.get()) / 4 % 16) % 16;
+  }
+  float* at(long i = 0) { return start_ + i; }
+  void zero(long floats) { std::memset(start_, 0, floats * sizeof(float)); }
+
+ private:
+  std::unique_ptr<float[]> data_;
+  float* start_;
+};
+
+// A share of [0, n) for one of the threads.
+struct Share {
+  long begin, end;
+  Share(long n, int thread, int threads) : begin(n * thread / threads), end(n * (thread + 1) / threads) {}
+};
+
+// How the rows of a problem go through time: longest first, so that the rows still running are always the first ones.
+struct Rows {
+  std::vector<long> row, length, running;  // by place: the row and its length; by step: how many rows still run
+
+  explicit Rows(const Problem& p) : row(p.batch), length(p.batch), running(p.steps) {
+    std::iota(row.begin(), row.end(), 0L);
+    auto steps_of = [&](long r) { return p.lengths ? (long)p.lengths[r] : (long)p.steps; };
+    if (p.lengths) std::stable_sort(row.begin(), row.end(), [&](long a, long b) { return steps_of(a) > steps_of(b); });
+    for (long i = 0; i < p.batch; i++) length[i] = steps_of(row[i]);
+    for (long s = 0, n = p.batch; s < p.steps; s++) {
+      while (n > 0 && length[n - 1] <= s) n--;
+      running[s] = n;
+    }
+  }
+
+  // Where step s of place i lies in [batch, steps].
+  long at(const Problem& p, long i, long s) const { return row[i] * p.steps + (p.reverse ? length[i] - 1 - s : s); }
+};
+
+template <class Cell>
+struct Recurrence {
+  static constexpr int G = Cell::gates, V = Cell::vectors, Z = G * V, U = V * W;
+  static constexpr int D = G + Cell::apart;  // blocks of gradients of sums
+  static constexpr int N = 4;                // vectors of a panel of a plain product
+
+  // The block that stands on the side of the state for gate g.
+  static constexpr int state_side(int g) { return Cell::apart && g == G - 1 ? G : g; }
+
+  const Problem& p;
+  const Rows rows;
+  const long B, T, I, H, panels, padded;  // `padded` units
+  const int threads;
+  const bool by_rows;  // threads share the rows, or else the units
+
+  explicit Recurrence(const Problem& problem)
+      : p(problem), rows(problem), B(p.batch), T(p.steps), I(p.inputs), H(p.units), panels(ceil_div(H, U)),
+        padded(panels * U), threads(std::max(1, p.threads)), by_rows(rows_are_shared()) {}
+
+  bool rows_are_shared() const { return B >= 4 * threads && G * H * H * 4 <= (2 << 20); }
+
+  // Floats that forward keeps for backward: for each step and place the gates, and c after the step.
+  static int64_t saved_floats(int64_t batch, int64_t steps, int64_t units) {
+    return batch * steps * ceil_div(units, U) * U * (Cell::saved + Cell::fields - 1);
+  }
+  float* kept(long s, long i, long panel) const { return p.saved + ((s * B + i) * panels + panel) * Cell::saved * U; }
+  float* kept_c(long s, long i) const { return p.saved + T * B * padded * Cell::saved + (s * B + i) * padded; }
+
+  // --- packing ---
+
+  // [panel][k][gate][unit] from [gate * units, K], panels `from` to `to`.
+  void pack(const float* weight, long K, float* packed, Share share) const {
+    for (long panel = share.begin; panel < share.end; panel++) {
+      float* out = packed + panel * K * Z * W;
+      for (int g = 0; g < G; g++)
+        for (int j = 0; j < U; j++) {
+          long unit = panel * U + j;
+          float* to = out + g * U + j;
+          if (unit >= H) {
+            for (long k = 0; k < K; k++) to[k * Z * W] = 0.0f;
+          } else {
+            const float* from = weight + (g * H + unit) * K;
+            for (long k = 0; k < K; k++) to[k * Z * W] = from[k];
+          }
+        }
+    }
+  }
+
+  // [panel][k][N * W] from [K, columns]: as it lies, cut into panels.
+  static void pack_plain(const float* weight, long K, long columns, float* packed, Share share) {
+    for (long panel = share.begin; panel < share.end; panel++)
+      for (long k = 0; k < K; k++) {
+        long n = std::min<long>(N * W, columns - panel * N * W);
+        float* to = packed + (panel * K + k) * N * W;
+        std::memcpy(to, weight + k * columns + panel * N * W, n * sizeof(float));
+        std::fill(to + n, to + N * W, 0.0f);
+      }
+  }
+
+  void pack_bias(const float* from, float* packed, bool add) const {
+    for (long panel = 0; panel < panels; panel++)
+      for (int g = 0; g < G; g++)
+        for (int j = 0; j < U; j++) {
+          long unit = panel * U + j;
+          float value = from && unit < H ? from[g * H + unit] : 0.0f;
+          float& to = packed[panel * Z * W + g * U + j];
+          to = add ? to + value : value;
+        }
+  }
+
+  // --- forward ---
+
+  // All memory is taken before the threads start: what throws must not throw in one of them.
+  struct Forward {
+    struct Local {
+      Buffer sums;
+      std::vector<const float*> x;
+      std::vector<long> start;
+    };
+    Buffer w, r, bias, state_bias, c;
+    Barrier barrier;
+    long steps;  // of a chunk
+    std::vector<Local> local;
+    Forward(const Recurrence& q)
+        : w(q.panels * q.I * Z * W), r(q.panels * q.H * Z * W), bias(q.panels * Z * W), state_bias(q.panels * Z * W),
+          c(q.B * q.padded), barrier(q.threads) {
+      const long rows = q.by_rows ? ceil_div(q.B, q.threads) : q.B;
+      const long width = (q.by_rows ? q.panels : ceil_div(q.panels, q.threads) + 1) * Z * W;
+      steps = std::max(1L, CHUNK_ROWS / rows);
+      for (int thread = 0; thread < q.threads; thread++) {
+        local.push_back({Buffer(steps * rows * width), {}, std::vector<long>(steps + 1)});
+        local.back().x.reserve(steps * rows);
+      }
+    }
+  };
+
+  const float* h_before(long i, long s) const {
+    return s ? p.y + rows.at(p, i, s - 1) * H : p.h0 + rows.row[i] * H;
+  }
+
+  void forward(Forward& f, int thread) const {
+    pack(p.w_ih, I, f.w.at(), Share(panels, thread, threads));
+    pack(p.w_hh, H, f.r.at(), Share(panels, thread, threads));
+    if (thread == 0) {
+      // With sums that stay apart the last block of the second bias belongs to the state.
+      pack_bias(p.b_ih, f.bias.at(), false);
+      pack_bias(p.b_hh, f.state_bias.at(), false);
+      for (long panel = 0; panel < panels; panel++)
+        for (int j = 0; j < (Cell::apart ? G - 1 : G) * U; j++) f.bias.at(panel * Z * W)[j] += f.state_bias.at(panel * Z * W)[j];
+    }
+    for (long i = thread; i < B; i += threads) {
+      if (Cell::fields > 1) {
+        std::memcpy(f.c.at(i * padded), p.c0 + rows.row[i] * H, H * sizeof(float));
+        std::fill(f.c.at(i * padded + H), f.c.at((i + 1) * padded), 0.0f);
+      }
+      for (long t = rows.length[i]; t < T; t++) std::memset(p.y + (rows.row[i] * T + t) * H, 0, H * sizeof(float));
+    }
+    f.barrier.wait();
+
+    const int stride = by_rows ? threads : 1, first = by_rows ? thread : 0;
+    const Share mine = by_rows ? Share(panels, 0, 1) : Share(panels, thread, threads);
+    auto count = [&](long s) { return rows.running[s] <= first ? 0L : (rows.running[s] - first + stride - 1) / stride; };
+    const long width = (mine.end - mine.begin) * Z * W;
+    Buffer& sums = f.local[thread].sums;
+    std::vector<const float*>& x = f.local[thread].x;
+    std::vector<long>& start = f.local[thread].start;
+    for (long s0 = 0; s0 < T; s0 += f.steps) {
+      const long s1 = std::min(T, s0 + f.steps);
+      x.clear();
+      for (long s = s0; s < s1; s++) {
+        start[s - s0] = x.size();
+        for (long n = 0; n < count(s); n++) x.push_back(p.x + rows.at(p, first + n * stride, s) * I);
+      }
+      project(f, x, mine, sums.at(), width);
+      for (long s = s0; s < s1; s++) {
+        const bool back = s & 1;  // walking the panels to and fro keeps the last of them in cache
+        for (long n = mine.begin; n < mine.end; n++) {
+          long panel = back ? mine.end - 1 - (n - mine.begin) : n;
+          const float* of_panel = sums.at(start[s - s0] * width + (panel - mine.begin) * Z * W);
+          in_tiles(count(s), [&](long at, long height) {
+            with_rows(height, [&](auto R) {
+              step<R>(f, s, first + at * stride, stride, panel, of_panel + at * width, width);
+            });
+          });
+        }
+        if (!by_rows) f.barrier.wait();
+      }
+    }
+    f.barrier.wait();
+    for (long i = thread; i < B; i += threads) {
+      std::memcpy(p.h_last + rows.row[i] * H, h_before(i, rows.length[i]), H * sizeof(float));
+      if (Cell::fields > 1) std::memcpy(p.c_last + rows.row[i] * H, f.c.at(i * padded), H * sizeof(float));
+    }
+  }
+
+  void project(Forward& f, const std::vector<const float*>& x, Share mine, float* sums, long width) const {
+    for (long panel = mine.begin; panel < mine.end; panel++) {
+      const float *w = f.w.at(panel * I * Z * W), *bias = f.bias.at(panel * Z * W);
+      float* out = sums + (panel - mine.begin) * Z * W;
+      in_tiles(x.size(), [&](long at, long height) {
+        with_rows(height, [&](auto R) {
+          vf sum[R][Z];
+          for (int m = 0; m < R; m++)
+            for (int z = 0; z < Z; z++) sum[m][z] = load(bias + z * W);
+          multiply(sum, x.data() + at, w, I);
+          for (int m = 0; m < R; m++)
+            for (int z = 0; z < Z; z++) store(out + (at + m) * width + z * W, sum[m][z]);
+        });
+      });
+    }
+  }
+
+  template <int R>
+  RECURRA_INLINE void step(Forward& f, long s, long place, int stride, long panel, const float* sums, long width) const {
+    const float *h[R], *bias = f.state_bias.at(panel * Z * W);
+    vf sum[R][Z];
+    for (int m = 0; m < R; m++) {
+      h[m] = h_before(place + m * stride, s);
+      for (int v = 0; v < V; v++) {
+        vf x[G], b[G], from[G];
+        for (int g = 0; g < G; g++) x[g] = load(sums + m * width + (g * V + v) * W), b[g] = load(bias + (g * V + v) * W);
+        Cell::start(from, x, b);
+        for (int g = 0; g < G; g++) sum[m][g * V + v] = from[g];
+      }
+    }
+    multiply(sum, h, f.r.at(panel * H * Z * W), H);
+    for (int m = 0; m < R; m++) {
+      const long i = place + m * stride;
+      float* y = p.y + rows.at(p, i, s) * H;
+      for (int v = 0; v < V; v++) {
+        const long unit = panel * U + v * W, left = H - unit;
+        if (left <= 0) break;
+        vf of[G], x[G], keep[Cell::saved + 1];
+        for (int g = 0; g < G; g++) of[g] = sum[m][g * V + v], x[g] = load(sums + m * width + (g * V + v) * W);
+        Unit before{Cell::apart ? load_part(h[m] + unit, left) : vf{}, Cell::fields > 1 ? load(f.c.at(i * padded + unit)) : vf{}};
+        Unit after = Cell::forward(of, x, before, keep);
+        store_part(y + unit, after.h, left);
+        if (Cell::fields > 1) store(f.c.at(i * padded + unit), after.c);
+        if (!p.saved) continue;
+        for (int k = 0; k < Cell::saved; k++) store(kept(s, i, panel) + (k * V + v) * W, keep[k]);
+        if (Cell::fields > 1) store(kept_c(s, i) + unit, after.c);
+      }
+    }
+  }
+
+  // --- backward ---
+
+  // Gradients of the sums of a chunk of steps, a row for each step and place, and the factors that they are multiplied by.
+  struct Backward {
+    long in_panels, in_padded, h_panels, width, steps;
+    Buffer w, r, dh, dc, d, x, h, dw, dr, db;
+    Barrier barrier;
+    std::vector<std::vector<long>> start;  // by thread
+    std::vector<std::vector<float*>> out;
+    Backward(const Recurrence& q)
+        : in_panels(ceil_div(q.I, N * W)), in_padded(in_panels * N * W), h_panels(ceil_div(q.H, N * W)),
+          width(D * q.wide() + 16), steps(std::max(1L, BACK_ROWS / std::max(1L, q.B))),
+          w(in_panels * G * q.H * N * W), r(h_panels * G * q.H * N * W), dh(q.B * q.wide()), dc(q.B * q.wide()),
+          d(steps * q.B * width), x(steps * q.B * in_padded), h(steps * q.B * h_panels * N * W),
+          dw(G * q.H * in_padded), dr(G * q.H * h_panels * N * W), db(D * q.wide()), barrier(q.threads),
+          start(q.threads, std::vector<long>(steps + 1)), out(q.threads, std::vector<float*>(steps * q.B)) {}
+  };
+
+  long wide() const { return ceil_div(H, N * W) * N * W; }  // a multiple of every panel
+
+  void backward(Backward& b, int thread) const {
+    const long HP = wide();
+    pack_plain(p.w_ih, G * H, I, b.w.at(), Share(b.in_panels, thread, threads));
+    pack_plain(p.w_hh, G * H, H, b.r.at(), Share(b.h_panels, thread, threads));
+    for (long i = thread; i < B; i += threads) {
+      take(p.dh_last, i, b.dh.at(i * HP));
+      if (Cell::fields > 1) take(p.dc_last, i, b.dc.at(i * HP));
+      if (p.dx)
+        for (long t = rows.length[i]; t < T; t++) std::memset(p.dx + (rows.row[i] * T + t) * I, 0, I * sizeof(float));
+    }
+    if (thread == 0) b.dw.zero(G * H * b.in_padded), b.dr.zero(G * H * HP), b.db.zero(D * HP);
+    b.barrier.wait();
+
+    std::vector<long>& start = b.start[thread];
+    for (long s1 = T; s1 > 0;) {
+      const long s0 = std::max(0L, s1 - b.steps);
+      long total = 0;
+      for (long s = s0; s < s1; s++) start[s - s0] = total, total += rows.running[s];
+      for (long s = s1 - 1; s >= s0; s--) back_step(b, thread, s, start[s - s0]);
+      b.barrier.wait();
+      gather(b, thread, s0, s1, start);
+      if (p.dx) back_inputs(b, thread, s0, s1, start, total);
+      b.barrier.wait();
+      back_weights(b, thread, total);
+      b.barrier.wait();
+      s1 = s0;
+    }
+    give(b, thread);
+  }
+
+  void take(const float* from, long i, float* to) const {
+    if (from) std::memcpy(to, from + rows.row[i] * H, H * sizeof(float));
+    std::fill(to + (from ? H : 0), to + wide(), 0.0f);
+  }
+
+  // The gradients of the sums of one step, and with them the gradient of the state before it.
+  void back_step(Backward& b, int thread, long s, long start) const {
+    const long HP = wide(), n = rows.running[s];
+    const int stride = by_rows ? threads : 1, first = by_rows ? thread : 0;
+    const long count = n <= first ? 0 : (n - first + stride - 1) / stride;
+    const Share units = by_rows ? Share(b.h_panels, 0, 1) : Share(b.h_panels, thread, threads);
+    for (long k = 0; k < count; k++) back_gates(b, s, first + k * stride, start, units);
+    if (!by_rows) b.barrier.wait();
+    for (long panel = units.begin; panel < units.end; panel++)
+      in_tiles(count, [&](long at, long height) {
+        with_rows(height, [&](auto R) {
+          vf sum[R][N];
+          const float* d[R];
+          for (int m = 0; m < R; m++)
+            for (int z = 0; z < N; z++) sum[m][z] = load(b.dh.at((first + (at + m) * stride) * HP + (panel * N + z) * W));
+          for (int g = 0; g < G; g++) {
+            for (int m = 0; m < R; m++) d[m] = b.d.at((start + first + (at + m) * stride) * b.width + state_side(g) * HP);
+            multiply(sum, d, b.r.at((panel * G * H + g * H) * N * W), H);
+          }
+          for (int m = 0; m < R; m++)
+            for (int z = 0; z < N; z++) store(b.dh.at((first + (at + m) * stride) * HP + (panel * N + z) * W), sum[m][z]);
+        });
+      });
+  }
+
+  void back_gates(Backward& b, long s, long i, long start, Share units) const {
+    const long HP = wide();
+    const float *dy = p.dy ? p.dy + rows.at(p, i, s) * H : nullptr, *y = p.y + rows.at(p, i, s) * H, *h = h_before(i, s);
+    float* d = b.d.at((start + i) * b.width);
+    for (long unit = units.begin * N * W; unit < units.end * N * W; unit += W) {
+      const long left = H - unit, panel = unit / U, v = unit % U / W;
+      if (left <= 0) {
+        for (int k = 0; k < D; k++) store(d + k * HP + unit, vf{});
+        continue;
+      }
+      vf kept_[Cell::saved + 1], sum[D];
+      for (int k = 0; k < Cell::saved; k++) kept_[k] = load(kept(s, i, panel) + (k * V + v) * W);
+      Unit after{load_part(y + unit, left), vf{}}, before{load_part(h + unit, left), vf{}};
+      Unit grad{load(b.dh.at(i * HP + unit)), vf{}};
+      if (dy) grad.h += load_part(dy + unit, left);
+      if (Cell::fields > 1) {
+        after.c = load(kept_c(s, i) + unit);
+        before.c = s ? load(kept_c(s - 1, i) + unit) : load_part(p.c0 + rows.row[i] * H + unit, left);
+        grad.c = load(b.dc.at(i * HP + unit));
+      }
+      Cell::backward(sum, kept_, after, before, grad);
+      for (int k = 0; k < D; k++) store(d + k * HP + unit, sum[k]);
+      store(b.dh.at(i * HP + unit), grad.h);
+      if (Cell::fields > 1) store(b.dc.at(i * HP + unit), grad.c);
+    }
+  }
+
+  void gather(Backward& b, int thread, long s0, long s1, const std::vector<long>& start) const {
+    for (long s = s0; s < s1; s++)
+      for (long i = thread; i < rows.running[s]; i += threads) {
+        const long place = start[s - s0] + i;
+        float *x = b.x.at(place * b.in_padded), *h = b.h.at(place * wide());
+        std::memcpy(x, p.x + rows.at(p, i, s) * I, I * sizeof(float));
+        std::fill(x + I, x + b.in_padded, 0.0f);
+        std::memcpy(h, h_before(i, s), H * sizeof(float));
+        std::fill(h + H, h + wide(), 0.0f);
+      }
+  }
+
+  void back_inputs(Backward& b, int thread, long s0, long s1, const std::vector<long>& start, long total) const {
+    std::vector<float*>& out = b.out[thread];
+    for (long s = s0; s < s1; s++)
+      for (long i = 0; i < rows.running[s]; i++) out[start[s - s0] + i] = p.dx + rows.at(p, i, s) * I;
+    const Share mine(total, thread, threads);
+    for (long panel = 0; panel < b.in_panels; panel++)
+      in_tiles(mine.end - mine.begin, [&](long at, long height) {
+        with_rows(height, [&](auto R) {
+          vf sum[R][N] = {};
+          const float* d[R];
+          for (int g = 0; g < G; g++) {
+            for (int m = 0; m < R; m++) d[m] = b.d.at((mine.begin + at + m) * b.width + g * wide());
+            multiply(sum, d, b.w.at((panel * G * H + g * H) * N * W), H);
+          }
+          for (int m = 0; m < R; m++)
+            for (int z = 0; z < N; z++) {
+              const long column = (panel * N + z) * W;
+              store_part(out[mine.begin + at + m] + column, sum[m][z], I - column);
+            }
+        });
+      });
+  }
+
+  // dW += d' x, dR += d' h, db += d, each thread its own rows of the results, over all rows of the chunk in order.
+  void back_weights(Backward& b, int thread, long total) const {
+    for (int g = 0; g < G; g++) {
+      const Share mine(H, thread, threads);
+      outer(b.d.at(g * wide()), b.width, b.x.at(), b.in_padded, total, b.dw.at(g * H * b.in_padded), mine);
+      outer(b.d.at(state_side(g) * wide()), b.width, b.h.at(), wide(), total, b.dr.at(g * H * wide()), mine);
+    }
+    const Share vectors(D * wide() / W, thread, threads);
+    for (long v = vectors.begin; v < vectors.end; v++) {
+      vf sum = load(b.db.at(v * W));
+      for (long r = 0; r < total; r++) sum += load(b.d.at(r * b.width + v * W));
+      store(b.db.at(v * W), sum);
+    }
+  }
+
+  static void outer(const float* d, long d_row, const float* x, long x_row, long total, float* out, Share mine) {
+    for (long panel = 0; panel < x_row / (N * W); panel++)
+      in_tiles(mine.end - mine.begin, [&](long at, long height) {
+        with_rows(height, [&](auto R) {
+          vf sum[R][N];
+          float* to = out + (mine.begin + at) * x_row + panel * N * W;
+          for (int m = 0; m < R; m++)
+            for (int z = 0; z < N; z++) sum[m][z] = load(to + m * x_row + z * W);
+          multiply_rows(sum, d + mine.begin + at, d_row, x + panel * N * W, x_row, total);
+          for (int m = 0; m < R; m++)
+            for (int z = 0; z < N; z++) store(to + m * x_row + z * W, sum[m][z]);
+        });
+      });
+  }
+
+  // From the padded sums to the arrays of the caller.
+  void give(Backward& b, int thread) const {
+    const Share mine(G * H, thread, threads);
+    for (long row = mine.begin; row < mine.end; row++) {
+      std::memcpy(p.dw_ih + row * I, b.dw.at(row * b.in_padded), I * sizeof(float));
+      std::memcpy(p.dw_hh + row * H, b.dr.at(row * wide()), H * sizeof(float));
+    }
+    for (long i = thread; i < B; i += threads) {
+      std::memcpy(p.dh0 + rows.row[i] * H, b.dh.at(i * wide()), H * sizeof(float));
+      if (Cell::fields > 1) std::memcpy(p.dc0 + rows.row[i] * H, b.dc.at(i * wide()), H * sizeof(float));
+    }
+    if (thread == 0)
+      for (int g = 0; g < G; g++) {
+        std::memcpy(p.db_ih + g * H, b.db.at(g * wide()), H * sizeof(float));
+        std::memcpy(p.db_hh + g * H, b.db.at(state_side(g) * wide()), H * sizeof(float));
+      }
+  }
+};
+
+}  // namespace RECURRA_ISA

@@ -1,0 +1,89 @@
+#include "run.hpp"
+
+#include <sched.h>
+
+#include <cstring>
+#include <exception>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace avx512 { recurra::Kernel find(recurra::Kind); }
+namespace avx2 { recurra::Kernel find(recurra::Kind); }
+namespace baseline { recurra::Kernel find(recurra::Kind); }
+
+namespace recurra {
+
+namespace {
+
+bool always() { return true; }
+
+#if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bw");
+}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+
+const InstructionSet SETS[] = {
+#if defined(__x86_64__)
+    {"avx512", has_avx512, avx512::find},
+    {"avx2", has_avx2, avx2::find},
+#endif
+    {"baseline", always, baseline::find},
+};
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+}  // namespace
+
+void Barrier::wait() {
+  if (threads_ == 1) return;
+  const int round = round_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++) {
+    if (spins < 2000)
+      pause();
+    else
+      sched_yield();
+  }
+}
+
+void on_threads(int threads, const std::function<void(int)>& work) {
+  if (threads == 1) return work(0);
+#ifdef _OPENMP
+  int given = threads;
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp single
+    given = omp_get_num_threads();
+    // Fewer threads than asked for would wait for each other without end.
+    if (given == threads) work(omp_get_thread_num());
+  }
+  if (given != threads) throw std::exception();
+#else
+  throw std::exception();
+#endif
+}
+
+const InstructionSet* instruction_set(const char* name) {
+  for (const auto& set : SETS)
+    if (set.runs_here() && (!name || !std::strcmp(name, set.name))) return &set;
+  return nullptr;
+}
+
+}  // namespace recurra

@@ -1,0 +1,28 @@
+// The kernels as plain functions, the instruction sets to choose from, and the threads.
+#pragma once
+
+#include <functional>
+
+#include "problem.hpp"
+
+namespace recurra {
+
+struct Kernel {
+  void (*forward)(const Problem&);
+  void (*backward)(const Problem&);
+  int64_t (*saved_floats)(int64_t batch, int64_t steps, int64_t units);
+};
+
+// Runs work(0) to work(threads - 1) side by side, in the OpenMP pool that torch has already started.
+void on_threads(int threads, const std::function<void(int)>& work);
+
+// The name of an instruction set, and the kernels compiled for it; null for a name that this machine does not run.
+struct InstructionSet {
+  const char* name;
+  bool (*runs_here)();
+  Kernel (*find)(Kind);
+};
+
+const InstructionSet* instruction_set(const char* name);  // null: the best that runs here
+
+}  // namespace recurra

@@ -1,0 +1,284 @@
+"""`RNN`, `GRU`, `LSTM` and their cells as torch.nn spells them, computed by recurra.
+
+Each is torch.nn's own class with another computation: constructor, order of initialisation, `state_dict`, hooks, pickling
+and `isinstance` come with it, and so do its checks and its messages. This is the one place where recurra inherits from
+what is not abstract, and the one where a tensor may be time first.
+
+What works here and not in torch.nn 2.13 on a CPU: forward-mode derivatives of an LSTM in float32, gradients of each sample
+through `vmap` (there only for an LSTM without projections), `torch.export` with a dynamic length, and sequences of no steps.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from recurra import cells
+from recurra.cells import Cell
+from recurra.state import State, flipped
+
+Start = tuple[Tensor, ...]
+
+
+class RNN(nn.RNN):
+    """torch.nn.RNN, computed by `recurra.cells.Elman`."""
+
+    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
+        output, (h,) = _sequence(self, input, None if hx is None else (hx,))
+        return output, h
+
+
+class GRU(nn.GRU):
+    """torch.nn.GRU, computed by `recurra.cells.GRU`."""
+
+    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
+        output, (h,) = _sequence(self, input, None if hx is None else (hx,))
+        return output, h
+
+
+class LSTM(nn.LSTM):
+    """torch.nn.LSTM, computed by `recurra.cells.LSTM`, or by `ProjectedLSTM` where `proj_size` is given."""
+
+    def forward(self, input: Any, hx: Start | None = None) -> Any:
+        return _sequence(self, input, hx)
+
+
+class RNNCell(nn.RNNCell):
+    """torch.nn.RNNCell, computed by `recurra.cells.Elman`."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return _one_step(self, input, None if hx is None else (hx,))[0]
+
+
+class GRUCell(nn.GRUCell):
+    """torch.nn.GRUCell, computed by `recurra.cells.GRU`."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return _one_step(self, input, None if hx is None else (hx,))[0]
+
+
+class LSTMCell(nn.LSTMCell):
+    """torch.nn.LSTMCell, computed by `recurra.cells.LSTM`."""
+
+    def forward(self, input: Tensor, hx: Start | None = None) -> tuple[Tensor, Tensor]:
+        h, c = _one_step(self, input, hx)
+        return h, c
+
+
+OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.RNN: RNN,
+    nn.GRU: GRU,
+    nn.LSTM: LSTM,
+    nn.RNNCell: RNNCell,
+    nn.GRUCell: GRUCell,
+    nn.LSTMCell: LSTMCell,
+}
+THEIRS = {ours: theirs for theirs, ours in OURS.items()}
+
+
+class Report(NamedTuple):
+    """What `replace` or `restore` did: names of modules with the class they have now, and those left alone with the reason."""
+
+    changed: dict[str, str]
+    left: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{name}: now {kind}" for name, kind in self.changed.items()]
+        lines += [f"{name}: left as it is, {reason}" for name, reason in self.left.items()]
+        return "\n".join(lines) or "nothing to change: there is no recurrent module of torch.nn in it"
+
+
+def replace(module: nn.Module) -> Report:
+    """Turn every recurrent module of torch.nn within `module`, itself included, into recurra's, in place.
+
+    Weights, hooks, names and whoever holds a reference stay: only the class of each module changes, and with it the
+    computation. Subclasses of torch's modules are left alone, since they may compute something else.
+    """
+    return _turn(module, OURS, "recurra")
+
+
+def restore(module: nn.Module) -> Report:
+    """Undo `replace`: every module of `recurra.drop_in` within `module` is torch.nn's again, in place."""
+    return _turn(module, THEIRS, "torch.nn")
+
+
+def _turn(module: nn.Module, classes: dict[type[nn.Module], type[nn.Module]], home: str) -> Report:
+    report = Report({}, {})
+    for name, child in module.named_modules():
+        shown = name or "the module itself"
+        if type(child) in classes:
+            child.__class__ = classes[type(child)]
+            report.changed[shown] = f"{home}.{type(child).__name__}"
+        elif isinstance(child, tuple(classes)) and type(child) not in classes.values():
+            report.left[shown] = f"{type(child).__qualname__} is a subclass and may compute something else"
+    return report
+
+
+def _sequence(module: Any, input: Any, hx: Start | None) -> Any:
+    """What torch.nn.RNNBase.forward returns: output in the layout of the input, and the last state as a tuple."""
+    if isinstance(input, PackedSequence):
+        _check(module, input.data, hx, input.batch_sizes)
+        xs, lengths = pad_packed_sequence(input, batch_first=True)
+        ys, last = _layers(module, xs, lengths.to(xs.device), hx)
+        return _pack_like(input, ys, lengths), last
+    if input.dim() not in (2, 3):
+        raise ValueError(f"{type(module).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+    batched, rows = input.dim() == 3, 0 if module.batch_first else 1
+    if hx is not None:
+        _check_dimensions(input, hx)
+    whole = input if batched else input.unsqueeze(rows)
+    start = None if hx is None else tuple(part if batched else part[:, None] for part in hx)
+    _check(module, whole, start, None)
+    ys, last = _layers(module, whole if module.batch_first else whole.transpose(0, 1), None, start)
+    ys = ys if module.batch_first else ys.transpose(0, 1)
+    return (ys, last) if batched else (ys.select(rows, 0), tuple(part[:, 0] for part in last))
+
+
+def _check_dimensions(input: Tensor, hx: Start) -> None:
+    """Raise what torch.nn raises where a batched input comes with an unbatched state, or the other way."""
+    if all(part.dim() == input.dim() for part in hx):
+        return
+    names, given = "hx", f"{hx[0].dim()}-D tensor"
+    if len(hx) > 1:
+        names, given = "hx and cx", f"({', '.join(f'{part.dim()}-D' for part in hx)}) tensors"
+    raise RuntimeError(
+        f"For {'batched 3' if input.dim() == 3 else 'unbatched 2'}-D input, {names} should also be {input.dim()}-D "
+        f"but got {given}"
+    )
+
+
+def _check(module: Any, input: Tensor, hx: Start | None, batch_sizes: Tensor | None) -> None:
+    """Raise what torch.nn raises, in its words, where sizes or dtypes do not fit. Not by `check_forward_args`: that compares
+    with a list of the weights that has to be renewed, on the module, whenever something stands in for one of them."""
+    wanted, automatic = module.weight_ih_l0.dtype, torch._C._is_any_autocast_enabled()
+    if input.dtype != wanted and not automatic:
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({wanted}). "
+            f"Convert input: input.to({wanted}), or convert model: model.to({input.dtype})"
+        )
+    if input.shape[-1] != module.input_size:
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {module.input_size}, got {input.shape[-1]}"
+        )
+    if hx is None:
+        return
+    sizes = [module.get_expected_hidden_size(input, batch_sizes)]
+    if isinstance(module, nn.LSTM):
+        sizes.append(module.get_expected_cell_size(input, batch_sizes))
+    for number, (part, size) in enumerate(zip(hx, sizes, strict=True)):
+        which = f"hidden[{number}]" if isinstance(module, nn.LSTM) else "hidden"
+        module.check_hidden_size(part, size, f"Expected {which} size {{}}, got {{}}")
+        if part.dtype != input.dtype and not automatic:
+            raise RuntimeError(f"input and {which} must have the same dtype, but got {input.dtype} and {part.dtype}")
+
+
+def _pack_like(like: PackedSequence, ys: Tensor, lengths: Tensor) -> PackedSequence:
+    if like.sorted_indices is not None:
+        ys, lengths = ys.index_select(0, like.sorted_indices), lengths[like.sorted_indices.cpu()]
+    data = pack_padded_sequence(ys, lengths, batch_first=True).data
+    return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
+
+
+def _layers(module: Any, xs: Tensor, lengths: Tensor | None, hx: Start | None) -> tuple[Tensor, Start]:
+    """All layers and directions over `[batch, time, features]`; torch numbers the states layer by layer, forward first."""
+    ends: list[State] = []
+    directions = ("", "_reverse") if module.bidirectional else ("",)
+    for layer in range(module.num_layers):
+        sides = []
+        for suffix in directions:
+            cell = _cell_of(module, xs.shape[2], f"_l{layer}{suffix}")
+            start = (
+                cell.initial_state(xs.shape[0]) if hx is None else _state(cell, tuple(part[len(ends)] for part in hx))
+            )
+            ys, last = cell.unroll(flipped(xs, lengths) if suffix else xs, start, lengths)
+            sides.append(flipped(ys, lengths) if suffix else ys)
+            ends.append(last)
+        xs = torch.cat(sides, dim=2) if module.bidirectional else sides[0]
+        if module.dropout > 0 and layer < module.num_layers - 1:
+            xs = _dropout(xs, module)
+    return xs, tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
+
+
+def _dropout(xs: Tensor, module: Any) -> Tensor:
+    """Drawn time first, as torch.nn draws it for padded input: the same seed gives the same numbers."""
+    if not module.training:
+        return xs
+    return F.dropout(xs.transpose(0, 1).contiguous(), module.dropout).transpose(0, 1)
+
+
+def _state(cell: Cell, parts: Start) -> State:
+    return type(cell.initial_state(0))(*parts)
+
+
+def _one_step(module: Any, input: Tensor, hx: Start | None) -> State:
+    """What the forward of a torch.nn cell returns, as a state of ours."""
+    name = type(module).__name__
+    if input.dim() not in (1, 2):
+        raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    for number, part in enumerate(hx or ()):
+        if part.dim() not in (1, 2):
+            which = f"hx[{number}]" if isinstance(module, nn.LSTMCell) else "hidden"
+            raise ValueError(f"{name}: Expected {which} to be 1D or 2D, got {part.dim()}D instead")
+    batched = input.dim() == 2
+    x = input if batched else input[None]
+    start = None if hx is None else tuple(part if batched else part[None] for part in hx)
+    _check_one_step(module, x, start or ())
+    cell = _cell_of(module, x.shape[1], "")
+    _, after = cell(x, cell.initial_state(x.shape[0]) if start is None else _state(cell, start))
+    return after if batched else tuple(part[0] for part in after)
+
+
+def _check_one_step(module: Any, x: Tensor, start: Start) -> None:
+    """Raise what torch's operators raise, in their words, where sizes do not fit: some would be broadcast here."""
+    if x.shape[1] != module.input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {module.input_size}")
+    for number, part in enumerate(start):
+        if part.shape[0] != x.shape[0]:
+            raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{number} batch size {part.shape[0]}")
+        if part.shape[1] != module.hidden_size:
+            raise RuntimeError(
+                f"hidden{number} has inconsistent hidden_size: got {part.shape[1]}, expected {module.hidden_size}"
+            )
+
+
+def _cell_of(module: Any, inputs: int, suffix: str) -> Cell:
+    """A cell of ours over the weights that the module has now, under torch's names with this suffix. Whatever stands in for
+    them (a parametrisation, `functional_call`) is used."""
+    weights = {name: getattr(module, name + suffix) for name in ("weight_ih", "weight_hh")}
+    rows = weights["weight_hh"]
+    for name in ("bias_ih", "bias_hh"):
+        weights[name] = getattr(module, name + suffix) if module.bias else rows.new_zeros(rows.shape[0])
+    if getattr(module, "proj_size", 0):
+        weights["weight_hr"] = getattr(module, "weight_hr" + suffix)
+    frame = _frame(_kind(module), inputs, module.hidden_size, getattr(module, "proj_size", 0))
+    cell = copy.copy(frame)
+    cell.__dict__.update(weights)  # as plain attributes: not all of them are parameters, and none is the cell's own
+    return cell
+
+
+def _kind(module: Any) -> str:
+    if isinstance(module, nn.GRU | nn.GRUCell):
+        return "gru"
+    return "lstm" if isinstance(module, nn.LSTM | nn.LSTMCell) else module.nonlinearity
+
+
+@lru_cache(maxsize=256)
+def _frame(kind: str, inputs: int, units: int, projection: int) -> Cell:
+    """A cell without weights."""
+    build: Callable[[], Cell] = {
+        "tanh": lambda: cells.Elman(inputs, units),
+        "relu": lambda: cells.Elman(inputs, units, activation="relu"),
+        "gru": lambda: cells.GRU(inputs, units),
+        "lstm": lambda: (
+            cells.ProjectedLSTM(inputs, units, projection=projection) if projection else cells.LSTM(inputs, units)
+        ),
+    }[kind]
+    with torch.device("meta"), torch._C._DisableFuncTorch():  # vmap refuses the random start, though it is on no device
+        cell = build()
+    cell._parameters.clear()
+    return cell

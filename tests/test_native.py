@@ -1,0 +1,199 @@
+"""The native kernels against the plain loop in float64: outputs, last state and every gradient."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from recurra import kernels
+from recurra.cells import GRU, LSTM, Cell, Elman
+from recurra.kernels import native
+from recurra.state import flipped, leaves, masked, tmap
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="built without a compiler")
+
+CELLS = {
+    "elman-tanh": Elman,
+    "elman-relu": lambda i, h: Elman(i, h, activation="relu"),
+    "lstm": LSTM,
+    "gru": GRU,
+}
+TOLERANCE = 2e-6
+
+
+def everything(cell: Cell, xs: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None) -> list[Tensor]:
+    """Outputs, last state, and the gradients of all inputs under fixed random weights."""
+    dtype = next(cell.parameters()).dtype
+    xs = xs.to(dtype).requires_grad_()
+    state = tmap(lambda leaf: leaf.to(dtype).requires_grad_(), state)
+    ys, last = cell.unroll(xs, state, lengths)
+    generator = torch.Generator().manual_seed(1)
+    outs = list(leaves((ys, last)))
+    weights = [torch.randn(out.shape, generator=generator).to(dtype) for out in outs]
+    wanted = [xs, *leaves(state), *cell.parameters()]
+    return [out.detach() for out in outs] + list(torch.autograd.grad(outs, wanted, weights, allow_unused=True))
+
+
+def relative_errors(fast: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """Of outputs and states beside the largest of them, of gradients beside the largest gradient: a sum whose terms cancel
+    has the error of its terms, in whatever order they are added."""
+    split = len(exact) - 5 - (len(exact) - 6) // 2  # outputs and states; then xs, states and four weights
+    scales = [
+        max((float(b.abs().max()) for b in part if b.numel()), default=0) or 1.0
+        for part in (exact[:split], exact[split:])
+    ]
+    return [
+        float((a.double() - b).abs().max()) / scales[place >= split] if b.numel() else 0.0
+        for place, (a, b) in enumerate(zip(fast, exact, strict=True))
+    ]
+
+
+def compare(name: str, batch: int, time: int, inputs: int, units: int, lengths: Tensor | None, threads: int) -> None:
+    torch.manual_seed(0)
+    cell = CELLS[name](inputs, units)
+    xs = torch.randn(batch, time, inputs)
+    state = tmap(torch.randn_like, cell.initial_state(batch))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fast = everything(cell, xs, state, lengths)
+    finally:
+        torch.set_num_threads(before)
+    with kernels.reference():
+        exact = everything(cell.double(), xs.double(), tmap(lambda leaf: leaf.double(), state), lengths)
+    for place, error in enumerate(relative_errors(fast, exact)):
+        assert error <= TOLERANCE, f"result {place} of {name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("name", CELLS)
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 40), time=st.integers(1, 40), inputs=st.integers(1, 80), units=st.integers(1, 140),
+    ragged=st.booleans(), threads=st.integers(1, 3), seed=st.integers(0, 10**6),
+)  # fmt: skip
+def test_fast_is_plain_in_every_result(
+    name: str, batch: int, time: int, inputs: int, units: int, ragged: bool, threads: int, seed: int
+) -> None:
+    some = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, time + 1, (batch,), generator=some) if ragged else None
+    compare(name, batch, time, inputs, units, lengths, threads)
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(("batch", "time", "units"), [(130, 3, 33), (1, 200, 300), (7, 5, 1), (33, 17, 256)])
+def test_fast_is_plain_at_the_edges(name: str, batch: int, time: int, units: int) -> None:
+    compare(name, batch, time, units, units, None, 2)
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(("batch", "units"), [(1, 200), (5, 130), (16, 40), (33, 96)])
+def test_the_bits_do_not_depend_on_the_number_of_threads(name: str, batch: int, units: int) -> None:
+    cell, xs = CELLS[name](20, units), torch.randn(batch, 30, 20)
+    lengths = torch.randint(0, 31, (batch,))
+    state = tmap(torch.randn_like, cell.initial_state(batch))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(everything(cell, xs, state, lengths))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_what_is_not_finite_stays_in_its_row_and_is_not_hidden(name: str) -> None:
+    cell, xs = CELLS[name](4, 40), torch.randn(6, 8, 4)
+    xs[1, 3, 2], xs[4, 5, 0] = float("nan"), float("inf")
+    ys, _ = cell.unroll(xs, cell.initial_state(6))
+    with kernels.reference():
+        plain, _ = cell.unroll(xs, cell.initial_state(6))
+    assert torch.equal(ys.isnan(), plain.isnan())
+    assert ys[[0, 2, 3, 5]].isfinite().all()
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_inputs_may_lie_in_memory_as_they_like(name: str) -> None:
+    cell, whole = CELLS[name](6, 24), torch.randn(9, 12, 5).transpose(0, 2)[..., :6]
+    state = tmap(lambda leaf: torch.randn(leaf.shape[1], leaf.shape[0]).t(), cell.initial_state(5))
+    a, b = cell.unroll(whole, state), cell.unroll(whole.contiguous(), tmap(torch.Tensor.contiguous, state))
+    assert all(torch.equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_reverse_reads_each_row_from_its_own_end(name: str) -> None:
+    cell, xs, lengths = CELLS[name](6, 20), torch.randn(4, 9, 6), torch.tensor([9, 0, 4, 7])
+    weights = tuple(cell.parameters())
+    state = tmap(torch.randn_like, cell.initial_state(4))
+    ys, last = native.run(name, masked(xs, lengths), lengths, state, weights, reverse=True)
+    want, end = cell.unroll(flipped(xs, lengths), state, lengths)
+    torch.testing.assert_close(ys, flipped(want, lengths))
+    torch.testing.assert_close(tuple(last), tuple(end))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_second_derivative_goes_through_torch(name: str) -> None:
+    cell = CELLS[name](3, 4)
+    xs = torch.randn(2, 5, 3, requires_grad=True)
+    ys, _ = cell.unroll(xs, cell.initial_state(2))
+    (first,) = torch.autograd.grad(ys.square().sum(), xs, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), xs)
+    with kernels.reference():
+        ys, _ = cell.unroll(xs, cell.initial_state(2))
+        (first,) = torch.autograd.grad(ys.square().sum(), xs, create_graph=True)
+        (plain,) = torch.autograd.grad(first.square().sum(), xs)
+    torch.testing.assert_close(second, plain, rtol=1e-4, atol=1e-5)
+
+
+def _in_a_process(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+def test_every_instruction_set_gives_the_numbers_of_the_plain_loop(isa: str) -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from recurra.kernels import _native\n"
+        "import torch, test_native as t\n"
+        "try: name = _native.instruction_set()\n"
+        "except RuntimeError as error: print('not here', error); raise SystemExit\n"
+        "for cell in t.CELLS:\n"
+        "    t.compare(cell, 9, 11, 17, 70, torch.tensor([11, 0, 3, 5, 11, 1, 2, 9, 4]), 2)\n"
+        "    t.compare(cell, 1, 20, 130, 130, None, 2)\n"
+        "print(name)"
+    )
+    done = _in_a_process(code, RECURRA_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    if "not here" in done.stdout:
+        pytest.skip(f"this machine does not run {isa}")
+    assert done.stdout.strip() == isa
+
+
+def test_a_forked_child_computes_too() -> None:
+    code = (
+        "import os, torch\n"
+        "from recurra.cells import LSTM\n"
+        "torch.set_num_threads(2)\n"
+        "cell, xs = LSTM(64, 128).requires_grad_(False), torch.randn(32, 20, 64)\n"
+        "want, _ = cell.unroll(xs, cell.initial_state(32))\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    ys, _ = cell.unroll(xs, cell.initial_state(32))\n"
+        "    os._exit(0 if (ys.numpy() == want.numpy()).all() else 1)\n"  # torch's own threads are gone as well
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    done = _in_a_process(code)
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
