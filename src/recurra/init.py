@@ -76,8 +76,7 @@ def spectral_radius_(module: nn.Module, radius: float = 0.9) -> None:
     for _, block in _recurrent_blocks(module):
         square = block.shape[0] == block.shape[1]
         largest = torch.linalg.eigvals(block).abs().max() if square else torch.linalg.matrix_norm(block, 2)
-        if largest > 0:
-            block.mul_(radius / largest)
+        block.mul_(torch.where(largest > 0, radius / largest, 1.0))
 
 
 @torch.no_grad()

@@ -1,0 +1,79 @@
+"""Every cell, start and penalty does its work in a training run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import recurra
+from recurra.cells import CELLS
+from recurra.init import PRESETS
+
+SMALL = {"train": {"rows": 4, "chunk": 8, "validations": 1}}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("she sells sea shells by the sea shore. " * 40, encoding="utf-8")
+    return path
+
+
+def trained(text: Path, out: Path, steps: int = 3, cell: str = "elman", **sections: dict[str, Any]) -> recurra.Task:
+    settings = {**SMALL, **sections}
+    return recurra.train("language", text, out=out, steps=steps, cell=cell, hidden=8, threads=1, settings=settings)
+
+
+def recurrent_weights(task: recurra.Task) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for name, p in task.model.named_parameters() if name.endswith("weight_hh")])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_trains_stacked_is_loaded_and_writes(cell: str, text: Path, tmp_path: Path) -> None:
+    trained(text, tmp_path / "run", cell=cell, model={"layers": 2, "recurrent_dropout": 0.1, "dropout": 0.1})
+    task = recurra.load(tmp_path / "run")
+    assert task.generate("she ", length=5)
+    assert task.evaluate()["scores"]["bits_per_character"] < 10
+
+
+@pytest.mark.parametrize("start", PRESETS)
+def test_every_start_is_where_training_starts(start: str, text: Path, tmp_path: Path) -> None:
+    rate = {"rate": 1e-9}  # so that what is saved is what training started from
+    task = trained(text, tmp_path / "run", 1, "lstm", model={"init": start}, optimizer=rate)
+    block = recurrent_weights(task).view(4, 8, 8)[0]
+    if start in ("orthogonal", "keras"):
+        torch.testing.assert_close(block @ block.T, torch.eye(8), atol=1e-4, rtol=0)
+    if start == "irnn":
+        torch.testing.assert_close(block, torch.eye(8), atol=1e-4, rtol=0)
+    if start == "echo":
+        assert float(torch.linalg.eigvals(block).abs().max()) == pytest.approx(0.9, abs=1e-3)
+
+
+def test_an_unknown_start_is_refused_in_words(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(recurra.UsageError, match="no start called 'zeros'; they are torch, orthogonal"):
+        trained(text, tmp_path / "run", model={"init": "zeros"})
+
+
+@pytest.mark.parametrize("penalty", [{"l1": 0.05}, {"l2": 0.5}, {"max_norm": 0.1}])
+def test_penalties_and_limits_make_weights_smaller(penalty: dict[str, float], text: Path, tmp_path: Path) -> None:
+    fast = {"rate": 0.02, "warmup": 0}
+    free = recurrent_weights(trained(text, tmp_path / "free", 30, optimizer=fast))
+    held = recurrent_weights(trained(text, tmp_path / "held", 30, optimizer=fast, regularize=penalty))
+    assert held.norm() < 0.9 * free.norm()
+    if "max_norm" in penalty:
+        assert float(held.view(8, 8).norm(dim=1).max()) <= 0.1 + 1e-6
+
+
+@pytest.mark.parametrize("penalty", [{"ar": 5.0}, {"tar": 5.0}])
+def test_penalties_on_activity_make_it_low_or_slow(penalty: dict[str, float], text: Path, tmp_path: Path) -> None:
+    def activity(task: recurra.Task) -> float:
+        model: Any = task.model
+        tokens = next(task.batches()).inputs
+        with torch.no_grad():
+            ys, _ = model.features(tokens, model.initial_state(len(tokens)))
+        return float((ys.square() if "ar" in penalty else (ys[:, 1:] - ys[:, :-1]).square()).mean())
+
+    free = trained(text, tmp_path / "free", 40)
+    held = trained(text, tmp_path / "held", 40, regularize=penalty)
+    assert activity(held) < 0.8 * activity(free)
