@@ -1,6 +1,5 @@
 // One instruction set: compiled once for each, with RECURRA_ISA, RECURRA_WIDTH and RECURRA_ROWS set.
 #include "recurrence.hpp"
-#include "run.hpp"
 
 namespace RECURRA_ISA {
 
@@ -19,8 +18,13 @@ void backward(const Problem& p) {
 }
 
 template <class Cell>
+std::unique_ptr<recurra::Stepper> stepper(const Problem& p) {
+  return std::make_unique<Step<Cell>>(p);
+}
+
+template <class Cell>
 constexpr recurra::Kernel kernel() {
-  return {forward<Cell>, backward<Cell>, Recurrence<Cell>::saved_floats};
+  return {forward<Cell>, backward<Cell>, Recurrence<Cell>::saved_floats, stepper<Cell>};
 }
 
 recurra::Kernel find(recurra::Kind kind) {

@@ -40,6 +40,15 @@ Problem problem(nb::tuple sizes, nb::tuple given) {
   return p;
 }
 
+// A stepper that Python holds.
+struct Packed {
+  std::unique_ptr<Stepper> stepper;
+  void step(int64_t batch, uint64_t x, uint64_t h, uint64_t c, uint64_t h_out, uint64_t c_out) {
+    stepper->step(batch, pointer<const float>(x), pointer<const float>(h), pointer<const float>(c), pointer<float>(h_out),
+                  pointer<float>(c_out));
+  }
+};
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -48,6 +57,15 @@ NB_MODULE(_native, m) {
   m.def("saved_floats", [](int kind, int64_t batch, int64_t steps, int64_t units) {
     return chosen().find(static_cast<Kind>(kind)).saved_floats(batch, steps, units);
   });
+  nb::class_<Packed>(m, "Packed").def("step", &Packed::step);
+  m.def("pack", [](int kind, nb::tuple sizes, nb::tuple weights) {
+    Problem p{};
+    p.batch = p.steps = 1, p.inputs = nb::cast<int64_t>(sizes[0]), p.units = nb::cast<int64_t>(sizes[1]);
+    p.threads = nb::cast<int>(sizes[2]);
+    auto at = [&](int i) { return pointer<const float>(nb::cast<uint64_t>(weights[i])); };
+    p.w_ih = at(0), p.w_hh = at(1), p.b_ih = at(2), p.b_hh = at(3);
+    return new Packed{chosen().find(static_cast<Kind>(kind)).stepper(p)};
+  }, nb::rv_policy::take_ownership);
   m.def("forward", [](int kind, nb::tuple sizes, nb::tuple given, nb::tuple last) {
     Problem p = problem(sizes, given);
     p.h_last = pointer<float>(nb::cast<uint64_t>(last[0])), p.c_last = pointer<float>(nb::cast<uint64_t>(last[1]));

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "cells.hpp"
-#include "problem.hpp"
+#include "run.hpp"
 
 namespace RECURRA_ISA {
 
@@ -78,6 +78,31 @@ RECURRA_INLINE void multiply(vf (&sum)[R][Z], const float* const* a, const float
   for (int m = 0; m < R; m++)
 #pragma GCC unroll 16
     for (int z = 0; z < Z; z++) sum[m][z] = s[m][z];
+}
+
+// The same for a single row, with the sum in several parts: one part alone would wait for its own last addition. Only for
+// problems of one row, since the order of adding differs from that of `multiply`.
+template <int Z>
+RECURRA_INLINE void multiply_alone(vf (&sum)[1][Z], const float* a, const float* b, long K) {
+  constexpr int P = Z >= 6 ? 2 : Z >= 3 ? 3 : 4;
+  vf s[P][Z] = {};
+  long k = 0;
+  for (; k + P <= K; k += P, b += P * Z * W)
+#pragma GCC unroll 16
+    for (int part = 0; part < P; part++) {
+      vf value = all(a[k + part]);
+#pragma GCC unroll 16
+      for (int z = 0; z < Z; z++) s[part][z] += value * load(b + (part * Z + z) * W);
+    }
+  for (; k < K; k++, b += Z * W)
+    for (int z = 0; z < Z; z++) s[0][z] += all(a[k]) * load(b + z * W);
+#pragma GCC unroll 16
+  for (int z = 0; z < Z; z++) {
+    vf total = s[0][z];
+#pragma GCC unroll 16
+    for (int part = 1; part < P; part++) total += s[part][z];
+    sum[0][z] += total;
+  }
 }
 
 // sum[m][z] += a[r][m] * b[r][z] over rows r: the product of a gradient, where both factors lie row by row.
@@ -205,15 +230,22 @@ struct Recurrence {
       }
   }
 
-  void pack_bias(const float* from, float* packed, bool add) const {
+  void pack_bias(const float* from, float* packed) const {
     for (long panel = 0; panel < panels; panel++)
       for (int g = 0; g < G; g++)
         for (int j = 0; j < U; j++) {
           long unit = panel * U + j;
-          float value = from && unit < H ? from[g * H + unit] : 0.0f;
-          float& to = packed[panel * Z * W + g * U + j];
-          to = add ? to + value : value;
+          packed[panel * Z * W + g * U + j] = unit < H ? from[g * H + unit] : 0.0f;
         }
+  }
+
+  // With sums that stay apart the last block of the second bias belongs to the state, and else all of it to the input.
+  void pack_biases(Buffer& bias, Buffer& state_bias) const {
+    pack_bias(p.b_ih, bias.at());
+    pack_bias(p.b_hh, state_bias.at());
+    for (long panel = 0; panel < panels; panel++)
+      for (int j = 0; j < (Cell::apart ? G - 1 : G) * U; j++)
+        bias.at(panel * Z * W)[j] += state_bias.at(panel * Z * W)[j];
   }
 
   // --- forward ---
@@ -249,13 +281,7 @@ struct Recurrence {
   void forward(Forward& f, int thread) const {
     pack(p.w_ih, I, f.w.at(), Share(panels, thread, threads));
     pack(p.w_hh, H, f.r.at(), Share(panels, thread, threads));
-    if (thread == 0) {
-      // With sums that stay apart the last block of the second bias belongs to the state.
-      pack_bias(p.b_ih, f.bias.at(), false);
-      pack_bias(p.b_hh, f.state_bias.at(), false);
-      for (long panel = 0; panel < panels; panel++)
-        for (int j = 0; j < (Cell::apart ? G - 1 : G) * U; j++) f.bias.at(panel * Z * W)[j] += f.state_bias.at(panel * Z * W)[j];
-    }
+    if (thread == 0) pack_biases(f.bias, f.state_bias);
     for (long i = thread; i < B; i += threads) {
       if (Cell::fields > 1) {
         std::memcpy(f.c.at(i * padded), p.c0 + rows.row[i] * H, H * sizeof(float));
@@ -331,7 +357,12 @@ struct Recurrence {
         for (int g = 0; g < G; g++) sum[m][g * V + v] = from[g];
       }
     }
-    multiply(sum, h, f.r.at(panel * H * Z * W), H);
+    const float* r = f.r.at(panel * H * Z * W);
+    if constexpr (R == 1) {
+      if (B == 1) multiply_alone(sum, h[0], r, H); else multiply(sum, h, r, H);
+    } else {
+      multiply(sum, h, r, H);
+    }
     for (int m = 0; m < R; m++) {
       const long i = place + m * stride;
       float* y = p.y + rows.at(p, i, s) * H;
@@ -422,8 +453,13 @@ struct Recurrence {
           for (int m = 0; m < R; m++)
             for (int z = 0; z < N; z++) sum[m][z] = load(b.dh.at((first + (at + m) * stride) * HP + (panel * N + z) * W));
           for (int g = 0; g < G; g++) {
+            const float* r = b.r.at((panel * G * H + g * H) * N * W);
             for (int m = 0; m < R; m++) d[m] = b.d.at((start + first + (at + m) * stride) * b.width + state_side(g) * HP);
-            multiply(sum, d, b.r.at((panel * G * H + g * H) * N * W), H);
+            if constexpr (R == 1) {
+              if (B == 1) multiply_alone(sum, d[0], r, H); else multiply(sum, d, r, H);
+            } else {
+              multiply(sum, d, r, H);
+            }
           }
           for (int m = 0; m < R; m++)
             for (int z = 0; z < N; z++) store(b.dh.at((first + (at + m) * stride) * HP + (panel * N + z) * W), sum[m][z]);
@@ -539,6 +575,74 @@ struct Recurrence {
         std::memcpy(p.db_ih + g * H, b.db.at(g * wide()), H * sizeof(float));
         std::memcpy(p.db_hh + g * H, b.db.at(state_side(g) * wide()), H * sizeof(float));
       }
+  }
+};
+
+// One step at a time with weights that are packed once: for a stream, whose weights do not change.
+template <class Cell>
+struct Step final : recurra::Stepper {
+  using Q = Recurrence<Cell>;
+  static constexpr int G = Q::G, V = Q::V, Z = Q::Z, U = Q::U;
+  const long I, H, panels;
+  const int threads;
+  Buffer w, r, bias, state_bias;
+
+  explicit Step(const Problem& p)
+      : I(p.inputs), H(p.units), panels(ceil_div(H, U)), threads(p.threads), w(panels * I * Z * W), r(panels * H * Z * W),
+        bias(panels * Z * W), state_bias(panels * Z * W) {
+    Q q(p);
+    q.pack(p.w_ih, I, w.at(), Share(panels, 0, 1));
+    q.pack(p.w_hh, H, r.at(), Share(panels, 0, 1));
+    q.pack_biases(bias, state_bias);
+  }
+
+  void step(int64_t batch, const float* x, const float* h, const float* c, float* h_out, float* c_out) override {
+    recurra::on_threads(threads, [&](int thread) {
+      const Share mine(panels, thread, threads);
+      for (long panel = mine.begin; panel < mine.end; panel++)
+        in_tiles(batch, [&](long at, long height) {
+          with_rows(height, [&](auto R) { tile<R>(batch == 1, at, panel, x, h, c, h_out, c_out); });
+        });
+    });
+  }
+
+  template <int R>
+  RECURRA_INLINE void tile(bool alone, long at, long panel, const float* x, const float* h, const float* c, float* h_out,
+                           float* c_out) {
+    const float *xs[R], *hs[R], *b = state_bias.at(panel * Z * W);
+    vf in[R][Z], sum[R][Z];
+    for (int m = 0; m < R; m++) {
+      xs[m] = x + (at + m) * I, hs[m] = h + (at + m) * H;
+      for (int z = 0; z < Z; z++) in[m][z] = load(bias.at((panel * Z + z) * W));
+    }
+    product<R>(alone, in, xs, w.at(panel * I * Z * W), I);
+    for (int m = 0; m < R; m++)
+      for (int v = 0; v < V; v++) {
+        vf x_[G], b_[G], from[G];
+        for (int g = 0; g < G; g++) x_[g] = in[m][g * V + v], b_[g] = load(b + (g * V + v) * W);
+        Cell::start(from, x_, b_);
+        for (int g = 0; g < G; g++) sum[m][g * V + v] = from[g];
+      }
+    product<R>(alone, sum, hs, r.at(panel * H * Z * W), H);
+    for (int m = 0; m < R; m++)
+      for (int v = 0; v < V; v++) {
+        const long unit = panel * U + v * W, left = H - unit, place = (at + m) * H + unit;
+        if (left <= 0) break;
+        vf of[G], x_[G], keep[Cell::saved + 1];
+        for (int g = 0; g < G; g++) of[g] = sum[m][g * V + v], x_[g] = in[m][g * V + v];
+        Unit before{Cell::apart ? load_part(h + place, left) : vf{}, Cell::fields > 1 ? load_part(c + place, left) : vf{}};
+        Unit after = Cell::forward(of, x_, before, keep);
+        store_part(h_out + place, after.h, left);
+        if (Cell::fields > 1) store_part(c_out + place, after.c, left);
+      }
+  }
+
+  template <int R>
+  RECURRA_INLINE static void product(bool alone, vf (&sum)[R][Z], const float* const* a, const float* b, long K) {
+    if constexpr (R == 1) {
+      if (alone) return multiply_alone(sum, a[0], b, K);
+    }
+    multiply(sum, a, b, K);
   }
 };
 

@@ -2,15 +2,23 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 
 #include "problem.hpp"
 
 namespace recurra {
 
+// One step over `batch` rows: x [batch, inputs], the others [batch, units]; c null where the state has none.
+struct Stepper {
+  virtual ~Stepper() = default;
+  virtual void step(int64_t batch, const float* x, const float* h, const float* c, float* h_out, float* c_out) = 0;
+};
+
 struct Kernel {
   void (*forward)(const Problem&);
   void (*backward)(const Problem&);
   int64_t (*saved_floats)(int64_t batch, int64_t steps, int64_t units);
+  std::unique_ptr<Stepper> (*stepper)(const Problem&);  // of the sizes, threads and weights of a problem
 };
 
 // Runs work(0) to work(threads - 1) side by side, in the OpenMP pool that torch has already started.

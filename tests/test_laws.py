@@ -32,6 +32,7 @@ from recurra.cells import (
     Stacked,
     Window,
     Zoneout,
+    with_packed_weights,
 )
 from recurra.config import build
 from recurra.data.batch import Batch
@@ -68,6 +69,9 @@ MEMBERS: dict[str, Callable[[], Cell]] = {
     "zoneout": lambda: Zoneout(LSTM(4, 3), 0.3),
     "learnt start": lambda: LearntStart(LSTM(4, 3)),
     "random start": lambda: RandomStart(Elman(4, 3)),
+    "packed lstm": lambda: with_packed_weights(LSTM(4, 3)),
+    "packed stack": lambda: with_packed_weights(Stacked([GRU(4, 3), Residual(Elman(3, 3, activation="relu"))])),
+    "packed language model": lambda: with_packed_weights(language_model(7, hidden=3, embedding=2, layers=2)),
     "all wrappers": lambda: Stacked(
         [LearntStart(Zoneout(LSTM(4, 4), 0.2)), Residual(RandomStart(Projected(LockedDropout(Jordan(4, 3), 0.4), 4)))]
     ),

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import recurra
 from recurra import kernels
-from recurra.cells import GRU, LSTM, Cell, Elman
+from recurra.cells import GRU, LSTM, Cell, Elman, Packed, with_packed_weights
 from recurra.kernels import native
 from recurra.state import flipped, leaves, masked, tmap
 
@@ -135,6 +136,26 @@ def test_reverse_reads_each_row_from_its_own_end(name: str) -> None:
     want, end = cell.unroll(flipped(xs, lengths), state, lengths)
     torch.testing.assert_close(ys, flipped(want, lengths))
     torch.testing.assert_close(tuple(last), tuple(end))
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("units", [5, 64, 300])
+def test_a_packed_step_is_the_step_of_its_cell_and_refuses_what_does_not_fit(name: str, units: int) -> None:
+    cell = CELLS[name](7, units).requires_grad_(False)
+    packed = with_packed_weights(cell)
+    assert isinstance(packed, Packed)
+    for batch in (1, 2, 9):
+        x, state = torch.randn(batch, 7), tmap(torch.randn_like, cell.initial_state(batch))
+        torch.testing.assert_close(packed(x, state), cell(x, state), rtol=2e-6, atol=2e-6)
+        for wrong in (
+            tmap(lambda leaf: leaf[:, :-1], state),
+            tmap(torch.Tensor.double, state),
+            cell.initial_state(batch + 1),
+        ):
+            with pytest.raises(recurra.UsageError, match="state"):
+                packed(x, wrong)
+        with pytest.raises(recurra.UsageError, match="input"):
+            packed(x[:, :-1], state)
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -6,7 +6,7 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 
-from recurra.cells import CELLS, Cell, LockedDropout, Stacked
+from recurra.cells import CELLS, Cell, LockedDropout, Packed, Stacked, with_packed_weights
 from recurra.errors import UsageError
 from recurra.init import PRESETS
 from recurra.regularize import locked_mask, weight_drop, without_weight_drop
@@ -116,12 +116,15 @@ def language_model(
 
 @final
 class Snapshot:
-    """A cell frozen as it is now, for use one step at a time: no gradients, no noise; the caller keeps the state."""
+    """A cell frozen as it is now, for use one step at a time: no gradients, no noise, weights packed for the native step
+    where there is one; the caller keeps the state."""
 
     def __init__(self, cell: Cell) -> None:
         self._cell = copy.deepcopy(cell).eval().requires_grad_(False)
         without_weight_drop(self._cell)
         self._device = next(self._cell.parameters()).device
+        self._cell = with_packed_weights(self._cell)
+        self._direct = isinstance(self._cell, Packed)  # its step makes no graph and needs no guard
 
     def initial_state(self, batch: int = 1) -> State:
         """The state before the first step, for `batch` rows."""
@@ -130,6 +133,8 @@ class Snapshot:
 
     def step(self, x: Tensor | int, state: State) -> tuple[Tensor, State]:
         """One step: output `[batch, output_size]` and the next state. A plain number stands for a batch of one token."""
+        if self._direct and not isinstance(x, int):
+            return self._cell.step(x, state)
         x = torch.tensor([x], device=self._device) if isinstance(x, int) else x.to(self._device)
         with torch.inference_mode():
             return self._cell(x, state)

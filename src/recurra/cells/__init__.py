@@ -5,6 +5,7 @@ from recurra.cells.elman import Elman, ElmanState, Jordan, JordanState
 from recurra.cells.gru import GRU, MGU, GRUState, LayerNormGRU
 from recurra.cells.leaky import Leaky, LeakyState
 from recurra.cells.lstm import LSTM, CoupledLSTM, LayerNormLSTM, LSTMState, PeepholeLSTM, ProjectedLSTM, ProjectedState
+from recurra.cells.packed import Packed, with_packed_weights
 from recurra.cells.window import Window, WindowState
 from recurra.cells.wrap import LearntStart, LockedDropout, Projected, RandomStart, Residual, Stacked, Zoneout
 
@@ -42,6 +43,7 @@ __all__ = [
     "LeakyState",
     "LearntStart",
     "LockedDropout",
+    "Packed",
     "PeepholeLSTM",
     "Projected",
     "ProjectedLSTM",
@@ -52,4 +54,5 @@ __all__ = [
     "Window",
     "WindowState",
     "Zoneout",
+    "with_packed_weights",
 ]  # fmt: skip

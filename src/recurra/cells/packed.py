@@ -1,0 +1,90 @@
+"""Cells for a stream: frozen, their weights packed once for the native step."""
+
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from recurra.cells.base import Cell, check_state, check_step
+from recurra.cells.elman import FUSED, Elman
+from recurra.cells.gru import GRU
+from recurra.cells.lstm import LSTM, LSTMState
+from recurra.kernels import packing
+
+
+@final
+class Packed(Cell):
+    """An `Elman`, `LSTM` or `GRU` that steps natively, with its weights as they are now: later changes do not reach its step.
+
+    State and numbers are those of the cell. Where a gradient is asked for, the cell itself steps.
+    """
+
+    def __init__(self, cell: "Elman | LSTM | GRU") -> None:
+        super().__init__()
+        self.cell = cell  # its parameters are those that were packed; sequences run through it
+        self.input_size, self.output_size = cell.input_size, cell.output_size
+        weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+        self._step = packing.pack(_kind(cell) or "", weights)
+
+    def initial_state(self, batch: int) -> Any:
+        return self.cell.initial_state(batch)
+
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return self.step(x, state)
+
+    def step(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        h = state[0]
+        if u.dtype is not torch.float32 or not u.is_cpu or _is_watched(u, h):
+            return self.cell(u, state)
+        if u.shape != (h.shape[0], self.input_size) or not self._fits(u, h):
+            self._refuse(u, state)
+        u, h = u.contiguous(), h.contiguous()
+        after = torch.empty_like(h)
+        if len(state) == 1:
+            self._step(h.shape[0], u.data_ptr(), h.data_ptr(), 0, after.data_ptr(), 0)
+            return after, type(state)(after)
+        c, c_after = state[1].contiguous(), torch.empty_like(h)
+        if not self._fits(u, c):
+            self._refuse(u, state)
+        self._step(h.shape[0], u.data_ptr(), h.data_ptr(), c.data_ptr(), after.data_ptr(), c_after.data_ptr())
+        return after, LSTMState(after, c_after)
+
+    def _fits(self, u: Tensor, field: Tensor) -> bool:
+        return field.shape == (u.shape[0], self.output_size) and field.dtype is torch.float32 and field.is_cpu
+
+    def _refuse(self, u: Tensor, state: Any) -> None:
+        check_step(self, u, state)
+        check_state(self, u, state)
+
+    def scan(self, xs: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
+        return self.cell.unroll(xs, state, lengths)
+
+
+def _is_watched(u: Tensor, h: Tensor) -> bool:
+    """Whether a derivative or a transformation may be asked of this step."""
+    if torch.is_grad_enabled() and (u.requires_grad or h.requires_grad):
+        return True
+    return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+
+
+def with_packed_weights(cell: Cell) -> Cell:
+    """The cell with every cell inside that has a native step replaced by its `Packed`, in place where it is inside."""
+    if _kind(cell) is not None and packing.packs(cell.weight_ih):
+        return Packed(cell)  # type: ignore[arg-type]
+    for name, child in cell.named_children():
+        if isinstance(child, Cell):
+            setattr(cell, name, with_packed_weights(child))
+        elif isinstance(child, nn.ModuleList):
+            for place, one in enumerate(child):
+                if isinstance(one, Cell):
+                    child[place] = with_packed_weights(one)
+    return cell
+
+
+def _kind(cell: Cell) -> str | None:
+    """The name of the native recurrence that is this very cell in evaluation."""
+    if isinstance(cell, Elman) and cell.activation in FUSED:
+        return f"elman-{cell.activation}"
+    if isinstance(cell, LSTM) and cell.candidate == "tanh":
+        return "lstm"
+    return "gru" if isinstance(cell, GRU) and cell.reset == "after" else None
