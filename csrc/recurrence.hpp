@@ -23,34 +23,31 @@ namespace RECURRA_ISA {
 using recurra::Barrier;
 using recurra::Problem;
 
-constexpr int ROWS = RECURRA_ROWS;  // of a tile, at most
+// Rows of a tile of Z vectors, at most: its sums, a column of weights and one value have their places in the registers.
+template <int Z>
+constexpr int ROWS = RECURRA_SUMS / Z < 1 ? 1 : RECURRA_SUMS / Z > 12 ? 12 : RECURRA_SUMS / Z;
 constexpr long CHUNK_ROWS = 96;     // of a projection or a product of gradients: what stays in cache
 constexpr long BACK_ROWS = 192;
 
 template <int N>
 using Int = std::integral_constant<int, N>;
 
-template <class F>
+// f(Int<rows>) for rows from 1 to Most.
+template <int Most, class F>
 RECURRA_INLINE void with_rows(long rows, F&& f) {
-  switch (rows) {
-    case 1: return f(Int<1>{});
-    case 2: return f(Int<2>{});
-    case 3: return f(Int<3>{});
-#if RECURRA_ROWS > 3
-    case 4: return f(Int<4>{});
-    case 5: return f(Int<5>{});
-    case 6: return f(Int<6>{});
-#endif
+  if constexpr (Most > 1) {
+    if (rows < Most) return with_rows<Most - 1>(rows, f);
   }
+  f(Int<Most>{});
 }
 
-// f(first, count) over [0, n) in tiles of nearly equal height.
-template <class F>
+// f(first, Int<count>) over [0, n) in tiles of nearly equal height.
+template <int Most, class F>
 RECURRA_INLINE void in_tiles(long n, F&& f) {
-  long tiles = (n + ROWS - 1) / ROWS;
+  long tiles = (n + Most - 1) / Most;
   for (long i = 0, at = 0; i < tiles; i++) {
     long height = (n - at) / (tiles - i);
-    f(at, height);
+    with_rows<Most>(height, [&](auto R) { f(at, R); });
     at += height;
   }
 }
@@ -130,20 +127,36 @@ RECURRA_INLINE void multiply_rows(vf (&sum)[R][Z], const float* a, long a_row, c
     for (int z = 0; z < Z; z++) sum[m][z] = s[m][z];
 }
 
+// Rows become columns: blocks of 1, 2, 4, ... change places across the diagonal.
+template <int S = 1>
+RECURRA_INLINE void transpose(vf (&square)[W]) {
+  if constexpr (S < W) {
+    vi low, high;
+    for (int i = 0; i < W; i++) low[i] = i & S ? i - S + W : i, high[i] = i & S ? i + W : i + S;
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++)
+      if (!(i & S)) {
+        vf a = square[i], b = square[i + S];
+        square[i] = shuffle(a, b, low), square[i + S] = shuffle(a, b, high);
+      }
+    transpose<S * 2>(square);
+  }
+}
+
 inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
 
-// Memory that starts on a cache line.
+// Memory that starts on a cache line, from the pool of the calling thread.
 class Buffer {
  public:
-  explicit Buffer(long floats = 0) : data_(new float[floats + 16]) {
-    start_ = data_.get() + (16 - reinterpret_cast<uintptr_t>(data_.get()) / 4 % 16) % 16;
-  }
-  float* at(long i = 0) { return start_ + i; }
-  void zero(long floats) { std::memset(start_, 0, floats * sizeof(float)); }
+  explicit Buffer(long floats = 0) : block_(recurra::take_block(floats * sizeof(float))) {}
+  Buffer(Buffer&& other) noexcept : block_(other.block_) { other.block_ = {}; }
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { recurra::give_block(block_); }
+  float* at(long i = 0) { return static_cast<float*>(block_.start) + i; }
+  void zero(long floats) { std::memset(block_.start, 0, floats * sizeof(float)); }
 
  private:
-  std::unique_ptr<float[]> data_;
-  float* start_;
+  recurra::Block block_;
 };
 
 // A share of [0, n) for one of the threads.
@@ -201,22 +214,20 @@ struct Recurrence {
 
   // --- packing ---
 
-  // [panel][k][gate][unit] from [gate * units, K], panels `from` to `to`.
+  // [panel][k][gate][unit] from [gate * units, K], in squares of W by W.
   void pack(const float* weight, long K, float* packed, Share share) const {
-    for (long panel = share.begin; panel < share.end; panel++) {
-      float* out = packed + panel * K * Z * W;
-      for (int g = 0; g < G; g++)
-        for (int j = 0; j < U; j++) {
-          long unit = panel * U + j;
-          float* to = out + g * U + j;
-          if (unit >= H) {
-            for (long k = 0; k < K; k++) to[k * Z * W] = 0.0f;
-          } else {
-            const float* from = weight + (g * H + unit) * K;
-            for (long k = 0; k < K; k++) to[k * Z * W] = from[k];
-          }
+    for (long panel = share.begin; panel < share.end; panel++)
+      for (int z = 0; z < Z; z++) {
+        const long unit = panel * U + z % V * W, count = std::max(0L, std::min<long>(W, H - unit));
+        const float* from = weight + (z / V * H + unit) * K;
+        float* to = packed + panel * K * Z * W + z * W;
+        for (long k = 0; k < K; k += W) {
+          vf square[W];
+          for (int j = 0; j < W; j++) square[j] = j < count ? load_part(from + j * K + k, K - k) : vf{};
+          transpose(square);
+          for (int j = 0; j < W && k + j < K; j++) store(to + (k + j) * Z * W, square[j]);
         }
-    }
+      }
   }
 
   // [panel][k][N * W] from [K, columns]: as it lies, cut into panels.
@@ -311,10 +322,8 @@ struct Recurrence {
         for (long n = mine.begin; n < mine.end; n++) {
           long panel = back ? mine.end - 1 - (n - mine.begin) : n;
           const float* of_panel = sums.at(start[s - s0] * width + (panel - mine.begin) * Z * W);
-          in_tiles(count(s), [&](long at, long height) {
-            with_rows(height, [&](auto R) {
-              step<R>(f, s, first + at * stride, stride, panel, of_panel + at * width, width);
-            });
+          in_tiles<ROWS<Z>>(count(s), [&](long at, auto R) {
+            step<R>(f, s, first + at * stride, stride, panel, of_panel + at * width, width);
           });
         }
         if (!by_rows) f.barrier.wait();
@@ -331,15 +340,13 @@ struct Recurrence {
     for (long panel = mine.begin; panel < mine.end; panel++) {
       const float *w = f.w.at(panel * I * Z * W), *bias = f.bias.at(panel * Z * W);
       float* out = sums + (panel - mine.begin) * Z * W;
-      in_tiles(x.size(), [&](long at, long height) {
-        with_rows(height, [&](auto R) {
+      in_tiles<ROWS<Z>>(x.size(), [&](long at, auto R) {
           vf sum[R][Z];
           for (int m = 0; m < R; m++)
             for (int z = 0; z < Z; z++) sum[m][z] = load(bias + z * W);
           multiply(sum, x.data() + at, w, I);
           for (int m = 0; m < R; m++)
             for (int z = 0; z < Z; z++) store(out + (at + m) * width + z * W, sum[m][z]);
-        });
       });
     }
   }
@@ -446,8 +453,7 @@ struct Recurrence {
     for (long k = 0; k < count; k++) back_gates(b, s, first + k * stride, start, units);
     if (!by_rows) b.barrier.wait();
     for (long panel = units.begin; panel < units.end; panel++)
-      in_tiles(count, [&](long at, long height) {
-        with_rows(height, [&](auto R) {
+      in_tiles<ROWS<N>>(count, [&](long at, auto R) {
           vf sum[R][N];
           const float* d[R];
           for (int m = 0; m < R; m++)
@@ -463,7 +469,6 @@ struct Recurrence {
           }
           for (int m = 0; m < R; m++)
             for (int z = 0; z < N; z++) store(b.dh.at((first + (at + m) * stride) * HP + (panel * N + z) * W), sum[m][z]);
-        });
       });
   }
 
@@ -512,8 +517,7 @@ struct Recurrence {
       for (long i = 0; i < rows.running[s]; i++) out[start[s - s0] + i] = p.dx + rows.at(p, i, s) * I;
     const Share mine(total, thread, threads);
     for (long panel = 0; panel < b.in_panels; panel++)
-      in_tiles(mine.end - mine.begin, [&](long at, long height) {
-        with_rows(height, [&](auto R) {
+      in_tiles<ROWS<N>>(mine.end - mine.begin, [&](long at, auto R) {
           vf sum[R][N] = {};
           const float* d[R];
           for (int g = 0; g < G; g++) {
@@ -525,7 +529,6 @@ struct Recurrence {
               const long column = (panel * N + z) * W;
               store_part(out[mine.begin + at + m] + column, sum[m][z], I - column);
             }
-        });
       });
   }
 
@@ -546,8 +549,7 @@ struct Recurrence {
 
   static void outer(const float* d, long d_row, const float* x, long x_row, long total, float* out, Share mine) {
     for (long panel = 0; panel < x_row / (N * W); panel++)
-      in_tiles(mine.end - mine.begin, [&](long at, long height) {
-        with_rows(height, [&](auto R) {
+      in_tiles<ROWS<N>>(mine.end - mine.begin, [&](long at, auto R) {
           vf sum[R][N];
           float* to = out + (mine.begin + at) * x_row + panel * N * W;
           for (int m = 0; m < R; m++)
@@ -555,7 +557,6 @@ struct Recurrence {
           multiply_rows(sum, d + mine.begin + at, d_row, x + panel * N * W, x_row, total);
           for (int m = 0; m < R; m++)
             for (int z = 0; z < N; z++) store(to + m * x_row + z * W, sum[m][z]);
-        });
       });
   }
 
@@ -600,9 +601,7 @@ struct Step final : recurra::Stepper {
     recurra::on_threads(threads, [&](int thread) {
       const Share mine(panels, thread, threads);
       for (long panel = mine.begin; panel < mine.end; panel++)
-        in_tiles(batch, [&](long at, long height) {
-          with_rows(height, [&](auto R) { tile<R>(batch == 1, at, panel, x, h, c, h_out, c_out); });
-        });
+        in_tiles<ROWS<Z>>(batch, [&](long at, auto R) { tile<R>(batch == 1, at, panel, x, h, c, h_out, c_out); });
     });
   }
 

@@ -2,8 +2,12 @@
 
 #include <sched.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <new>
+#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -61,6 +65,56 @@ void Barrier::wait() {
     else
       sched_yield();
   }
+}
+
+namespace {
+
+constexpr size_t MOST_KEPT = size_t(64) << 20;
+
+struct Pool {
+  std::vector<Block> blocks;
+  size_t kept = 0;
+  ~Pool() {
+    for (Block block : blocks) std::free(block.start);
+    gone = true;
+  }
+  static thread_local bool gone;  // blocks may come back after the pool of their thread is gone
+};
+thread_local bool Pool::gone = false;
+thread_local Pool pool;
+
+}  // namespace
+
+Block take_block(size_t bytes) {
+  bytes = (std::max<size_t>(bytes, 1) + 4095) / 4096 * 4096;
+  if (!Pool::gone) {
+    size_t best = pool.blocks.size();
+    for (size_t i = 0; i < pool.blocks.size(); i++)
+      if (pool.blocks[i].bytes >= bytes && (best == pool.blocks.size() || pool.blocks[i].bytes < pool.blocks[best].bytes))
+        best = i;
+    if (best < pool.blocks.size() && pool.blocks[best].bytes <= 2 * bytes) {
+      Block block = pool.blocks[best];
+      pool.blocks.erase(pool.blocks.begin() + best);
+      pool.kept -= block.bytes;
+      return block;
+    }
+  }
+  void* start = std::aligned_alloc(64, bytes);
+  if (!start) throw std::bad_alloc();
+  return {start, bytes};
+}
+
+void give_block(Block block) noexcept {
+  if (!block.start) return;
+  if (!Pool::gone && pool.kept + block.bytes <= MOST_KEPT && pool.blocks.size() < 64) {
+    try {
+      pool.blocks.push_back(block);
+      pool.kept += block.bytes;
+      return;
+    } catch (...) {
+    }
+  }
+  std::free(block.start);
 }
 
 void on_threads(int threads, const std::function<void(int)>& work) {

@@ -1,6 +1,7 @@
 // The kernels as plain functions, the instruction sets to choose from, and the threads.
 #pragma once
 
+#include <cstddef>
 #include <functional>
 #include <memory>
 
@@ -20,6 +21,14 @@ struct Kernel {
   int64_t (*saved_floats)(int64_t batch, int64_t steps, int64_t units);
   std::unique_ptr<Stepper> (*stepper)(const Problem&);  // of the sizes, threads and weights of a problem
 };
+
+// Working memory is kept from call to call: fresh pages cost more than the work of a small problem.
+struct Block {
+  void* start = nullptr;
+  size_t bytes = 0;
+};
+Block take_block(size_t bytes);  // throws std::bad_alloc
+void give_block(Block block) noexcept;
 
 // Runs work(0) to work(threads - 1) side by side, in the OpenMP pool that torch has already started.
 void on_threads(int threads, const std::function<void(int)>& work);

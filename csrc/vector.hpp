@@ -38,6 +38,17 @@ RECURRA_INLINE void store_part(float* p, vf v, long n) {
 
 RECURRA_INLINE vf all(float x) { return x - vf{}; }
 
+// Where i[k] < W the entry of a, else of b.
+RECURRA_INLINE vf shuffle(vf a, vf b, vi i) {
+#if defined(__clang__)
+  vf out;
+  for (int k = 0; k < W; k++) out[k] = i[k] < W ? a[i[k]] : b[i[k] - W];
+  return out;
+#else
+  return __builtin_shuffle(a, b, i);
+#endif
+}
+
 // A comparison with NaN is false, so NaN passes through both.
 RECURRA_INLINE vf at_most(vf x, float top) { return x > all(top) ? all(top) : x; }
 RECURRA_INLINE vf at_least(vf x, float bottom) { return x < all(bottom) ? all(bottom) : x; }
