@@ -40,6 +40,8 @@ fix: .venv/.ready-dev
 
 bench: install
 	$(BIN)/recurra bench language
+	$(BIN)/recurra bench cells --no-laws
+	$(BIN)/recurra bench kernels
 
 docs: install
 	mkdir -p docs

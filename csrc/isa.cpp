@@ -10,11 +10,16 @@ void forward(const Problem& p) {
   recurra::on_threads(recurrence.threads, [&](int thread) { recurrence.forward(work, thread); });
 }
 
+template <class Cell, int Panel>
+void backward_by(const Problem& p) {
+  Recurrence<Cell, Panel> recurrence(p);
+  typename Recurrence<Cell, Panel>::Backward work(recurrence);
+  recurra::on_threads(recurrence.threads, [&](int thread) { recurrence.backward(work, thread); });
+}
+
 template <class Cell>
 void backward(const Problem& p) {
-  Recurrence<Cell> recurrence(p);
-  typename Recurrence<Cell>::Backward work(recurrence);
-  recurra::on_threads(recurrence.threads, [&](int thread) { recurrence.backward(work, thread); });
+  return p.units <= 2 * W ? backward_by<Cell, 2>(p) : backward_by<Cell, 4>(p);
 }
 
 template <class Cell>

@@ -30,7 +30,7 @@ Problem problem(nb::tuple sizes, nb::tuple given) {
   Problem p{};
   p.batch = nb::cast<int64_t>(sizes[0]), p.steps = nb::cast<int64_t>(sizes[1]);
   p.inputs = nb::cast<int64_t>(sizes[2]), p.units = nb::cast<int64_t>(sizes[3]);
-  p.reverse = nb::cast<int>(sizes[4]), p.threads = nb::cast<int>(sizes[5]);
+  p.reverse = nb::cast<int>(sizes[4]), p.threads = threads_now(nb::cast<int>(sizes[5]));
   auto at = [&](int i) { return nb::cast<uint64_t>(given[i]); };
   p.lengths = pointer<const int64_t>(at(0));
   p.x = pointer<const float>(at(1)), p.h0 = pointer<const float>(at(2)), p.c0 = pointer<const float>(at(3));
@@ -52,6 +52,7 @@ struct Packed {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // what Python still holds when it ends is no fault
   m.doc() = "The recurrences of csrc/, by addresses of contiguous float32 arrays.";
   m.def("instruction_set", [] { return std::string(chosen().name); });
   m.def("saved_floats", [](int kind, int64_t batch, int64_t steps, int64_t units) {

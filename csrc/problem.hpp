@@ -25,17 +25,21 @@ struct Problem {
   float *dx, *dh0, *dc0, *dw_ih, *dw_hh, *db_ih, *db_hh;
 };
 
-// Waits a moment for the others and then lets them have the core: with other work on the machine a spinning thread only
-// keeps away the one that it waits for.
+// Waits a moment for the others and then sleeps: with other work on the machine a spinning thread only keeps the core from
+// the one that it waits for.
 class Barrier {
  public:
   explicit Barrier(int threads) : threads_(threads) {}
   void wait();
 
  private:
+  void sleep(int round);
+  void wake();
+
   const int threads_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> round_{0};
+  std::atomic<int> sleepers_{0};
 };
 
 }  // namespace recurra

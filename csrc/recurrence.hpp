@@ -184,11 +184,12 @@ struct Rows {
   long at(const Problem& p, long i, long s) const { return row[i] * p.steps + (p.reverse ? length[i] - 1 - s : s); }
 };
 
-template <class Cell>
+// Panel: vectors of a panel of a plain product, fewer for few units, so that little of a panel is empty.
+template <class Cell, int Panel = 4>
 struct Recurrence {
   static constexpr int G = Cell::gates, V = Cell::vectors, Z = G * V, U = V * W;
   static constexpr int D = G + Cell::apart;  // blocks of gradients of sums
-  static constexpr int N = 4;                // vectors of a panel of a plain product
+  static constexpr int N = Panel;
 
   // The block that stands on the side of the state for gate g.
   static constexpr int state_side(int g) { return Cell::apart && g == G - 1 ? G : g; }

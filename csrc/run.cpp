@@ -1,12 +1,21 @@
 #include "run.hpp"
 
-#include <sched.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
+#include <stdexcept>
+#include <mutex>
 #include <new>
+#include <thread>
 #include <vector>
 
 #ifdef _OPENMP
@@ -24,6 +33,8 @@ namespace baseline { recurra::Kernel find(recurra::Kind); }
 namespace recurra {
 
 namespace {
+
+constexpr int SPINS = 2000;  // some tens of microseconds: many times a step, and little beside a time slice
 
 bool always() { return true; }
 
@@ -56,16 +67,26 @@ void Barrier::wait() {
   const int round = round_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
-    round_.store(round + 1, std::memory_order_release);
+    round_.store(round + 1);
+    if (sleepers_.load() > 0) wake();
     return;
   }
-  for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++) {
-    if (spins < 2000)
-      pause();
-    else
-      sched_yield();
+  for (int spins = 0; spins < SPINS; spins++) {
+    if (round_.load(std::memory_order_acquire) != round) return;
+    pause();
   }
+  sleepers_.fetch_add(1);
+  while (round_.load() == round) sleep(round);
+  sleepers_.fetch_sub(1);
 }
+
+#if defined(__linux__)
+void Barrier::sleep(int round) { syscall(SYS_futex, &round_, FUTEX_WAIT_PRIVATE, round, nullptr, nullptr, 0); }
+void Barrier::wake() { syscall(SYS_futex, &round_, FUTEX_WAKE_PRIVATE, threads_, nullptr, nullptr, 0); }
+#else
+void Barrier::sleep(int) { std::this_thread::yield(); }
+void Barrier::wake() {}
+#endif
 
 namespace {
 
@@ -117,20 +138,72 @@ void give_block(Block block) noexcept {
   std::free(block.start);
 }
 
+namespace {
+
+// What is known of other work on the machine: how often threads of late calls were set aside for it. Alone on its cores a
+// process is set aside some 25 times a second; beside one other busy process, some hundreds of times.
+class Crowd {
+ public:
+  int threads(int wished) { return wished > 1 && alone_until_.load(std::memory_order_relaxed) > now() ? 1 : wished; }
+
+  void learn(long times, int64_t nanoseconds) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const double fading = std::exp(-nanoseconds / MEMORY);
+    times_ = times_ * fading + times;
+    span_ = span_ * fading + nanoseconds;
+    if (times_ >= 3 && times_ * 1e9 > OFTEN * span_) {
+      pause_ = std::min(LONGEST, std::max(SHORTEST, 2 * pause_));
+      alone_until_ = now() + pause_;
+      times_ = span_ = 0;
+    } else if (span_ > MEMORY / 2) {
+      pause_ = 0;
+    }
+  }
+
+  static int64_t now() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+
+ private:
+  static constexpr int64_t SHORTEST = 50'000'000, LONGEST = 2'000'000'000;  // nanoseconds with one thread
+  static constexpr double OFTEN = 100, MEMORY = 100e6;                      // times a second; nanoseconds
+  std::atomic<int64_t> alone_until_{0};
+  std::mutex mutex_;
+  int64_t pause_ = 0;
+  double times_ = 0, span_ = 0;
+};
+Crowd crowd;
+
+long times_set_aside() {
+#if defined(__linux__)
+  rusage usage;
+  if (getrusage(RUSAGE_THREAD, &usage) == 0) return usage.ru_nivcsw;
+#endif
+  return 0;
+}
+
+}  // namespace
+
+int threads_now(int wished) { return crowd.threads(wished); }
+
 void on_threads(int threads, const std::function<void(int)>& work) {
   if (threads == 1) return work(0);
 #ifdef _OPENMP
-  int given = threads;
+  bool enough = false;
+  Barrier together(threads);
+  std::atomic<long> set_aside{0};
+  const int64_t began = Crowd::now();
 #pragma omp parallel num_threads(threads)
-  {
-#pragma omp single
-    given = omp_get_num_threads();
-    // Fewer threads than asked for would wait for each other without end.
-    if (given == threads) work(omp_get_thread_num());
+  // Fewer threads than asked for would wait for each other without end.
+  if (omp_get_num_threads() == threads) {
+    if (omp_get_thread_num() == 0) enough = true;
+    const long before = times_set_aside();
+    work(omp_get_thread_num());
+    set_aside += times_set_aside() - before;
+    together.wait();  // sleeping, where the end of the region would spin
   }
-  if (given != threads) throw std::exception();
+  crowd.learn(set_aside, Crowd::now() - began);
+  if (!enough) throw std::runtime_error("OpenMP gave fewer threads than torch.get_num_threads(); call torch.set_num_threads(1)");
 #else
-  throw std::exception();
+  throw std::runtime_error("recurra was built without OpenMP; call torch.set_num_threads(1)");
 #endif
 }
 

@@ -30,6 +30,10 @@ struct Block {
 Block take_block(size_t bytes);  // throws std::bad_alloc
 void give_block(Block block) noexcept;
 
+// How many threads to use where so many are wished for: one while other work takes the cores from this process, since a
+// thread that is set aside holds up all the others. The results have the same bits either way.
+int threads_now(int wished);
+
 // Runs work(0) to work(threads - 1) side by side, in the OpenMP pool that torch has already started.
 void on_threads(int threads, const std::function<void(int)>& work);
 

@@ -79,11 +79,16 @@ RECURRA_INLINE vf sigmoid(vf x) {
   return all(1.0f) / (all(1.0f) + e.power + e.power * e.rest);
 }
 
-// (e^2x - 1) / (e^2x + 1) with e^2x - 1 in full relative accuracy near zero.
+// Of |x|: (e^2x - 1) / (e^2x + 1), which is right near zero, or 1 - 2 / (e^2x + 1), which is right near one.
 RECURRA_INLINE vf tanh(vf x) {
-  Reduced e = reduce(2.0f * at_least(at_most(x, 10.0f), -10.0f));
+  const vi sign_bit = (vi)all(-0.0f);
+  const vi sign = (vi)x & sign_bit;
+  vf size = at_most((vf)((vi)x & ~sign_bit), 10.0f);
+  Reduced e = reduce(2.0f * size);
   vf less_one = e.power * e.rest + (e.power - all(1.0f));
-  return less_one / (less_one + all(2.0f));
+  vf inverse = all(1.0f) / (less_one + all(2.0f));
+  vf value = size < all(0.5f) ? less_one * inverse : all(1.0f) - 2.0f * inverse;
+  return (vf)((vi)value | sign);
 }
 
 RECURRA_INLINE vf relu(vf x) { return x < all(0.0f) ? all(0.0f) : x; }

@@ -19,7 +19,18 @@ import recurra.errors
 from recurra import cli
 
 SOURCES = str(Path(recurra.errors.__file__).parents[1])
-COMMANDS = ["train", "generate", "evaluate", "predict", "check", "demo", "bench", "bench language", "bench cells"]
+COMMANDS = [
+    "train",
+    "generate",
+    "evaluate",
+    "predict",
+    "check",
+    "demo",
+    "bench",
+    "bench language",
+    "bench cells",
+    "bench kernels",
+]
 SETTINGS = [part for setting in ("train.rows=4", "train.chunk=8") for part in ("--set", setting)]
 SMALL = ["--hidden", "8", "--threads", "1", *SETTINGS]
 

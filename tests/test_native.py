@@ -66,9 +66,13 @@ def compare(name: str, batch: int, time: int, inputs: int, units: int, lengths: 
     finally:
         torch.set_num_threads(before)
     with kernels.reference():
+        plain = everything(cell, xs, state, lengths)
         exact = everything(cell.double(), xs.double(), tmap(lambda leaf: leaf.double(), state), lengths)
-    for place, error in enumerate(relative_errors(fast, exact)):
-        assert error <= TOLERANCE, f"result {place} of {name}: {error:.1e}"
+    for place, (error, least) in enumerate(
+        zip(relative_errors(fast, exact), relative_errors(plain, exact), strict=True)
+    ):
+        # 1 - h * h of an h near 1 has few digits in float32, whoever computes it.
+        assert error <= max(TOLERANCE, 2 * least), f"result {place} of {name}: {error:.1e}, plain float32: {least:.1e}"
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -317,6 +317,28 @@ def bench_cells(
         print(cells.table(records))
 
 
+@bench_app.command("kernels")
+def bench_kernels(
+    seconds: Annotated[float, typer.Option(help="How long the two sides take turns, about.")] = 20.0,
+    seed: Seed = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Milliseconds of an RNN, GRU and LSTM over 100 steps, beside torch.nn's own, in one interleaved run.
+
+    Example: recurra bench kernels --seconds 10 --threads 2
+    """
+    from recurra.bench import kernels
+
+    tell = (lambda case: None) if quiet or as_json else lambda case: print(case, file=sys.stderr)
+    report = kernels.compare(seconds, threads, seed, tell=tell)
+    if as_json:
+        _print_json(report)
+    else:
+        print(kernels.table(report))
+
+
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the versions and leave.")] = False) -> None:
     if version:

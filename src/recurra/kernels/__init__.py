@@ -10,17 +10,21 @@
     weights  the cell's parameters in torch's order: weight_ih, weight_hh, bias_ih, bias_hh, and weight_hr of a projection
 
 A cell asks `run` and gets None where no kernel takes the call; then it runs its plain loop, which is the definition.
+
+Under torch.compile the native kernels are operators of the graph. Under torch.export a cell writes its loop, so that the
+program runs wherever torch does; within `exported_natively()` it writes the operator, which is faster and needs recurra.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Lock
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from recurra.kernels import fused, native
+from recurra.kernels import fused, native, ops
 
 Result = tuple[Tensor, tuple[Tensor, ...]]
 Kernel = Callable[[Tensor, Tensor | None, tuple[Tensor, ...], tuple[Tensor, ...]], Result]
@@ -31,7 +35,8 @@ def _native_first(name: str, otherwise: Kernel) -> Kernel:
 
     def kernel(xs: Tensor, lengths: Tensor | None, state: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Result:
         if native.takes(xs, state, weights):
-            return native.run(name, xs, lengths, state, weights)
+            way = native.run if native.has_memory(xs, state, weights) else ops.run
+            return way(name, xs, lengths, state, weights)
         return otherwise(xs, lengths, state, weights)
 
     return kernel
@@ -45,37 +50,87 @@ KERNELS: dict[str, Kernel] = {
     "gru": _native_first("gru", fused.gru),
 }
 
-_plain_only: ContextVar[bool] = ContextVar("plain_only", default=False)
+
+class _Switch:
+    """A choice that holds within a context of this thread or task.
+
+    A compiled graph cannot see a context variable. It asks whether the choice holds anywhere in the process, and is traced
+    anew where the answer has changed.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._here = ContextVar(name, default=False)
+        self._lock, self._contexts, self._anywhere = Lock(), 0, False
+
+    def holds(self) -> bool:
+        return self._anywhere if torch.compiler.is_compiling() else self._here.get()
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        token = self._here.set(True)
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+            self._here.reset(token)
+
+    def _count(self, more: int) -> None:
+        with self._lock:
+            self._contexts += more
+            self._anywhere = self._contexts > 0
+
+
+_plain_only = _Switch("plain_only")
+_natively = _Switch("exported_natively")
 
 
 @contextmanager
 def reference() -> Iterator[None]:
     """Within this context every cell runs its plain loop."""
-    token = _plain_only.set(True)
-    try:
+    with _plain_only.on():
         yield
-    finally:
-        _plain_only.reset(token)
+
+
+@contextmanager
+def exported_natively() -> Iterator[None]:
+    """Within this context torch.export writes the native kernels into a program and not the loop of a cell. Such a program
+    runs where recurra is imported, on a CPU, and not in ONNX."""
+    with _natively.on():
+        yield
 
 
 def run(
     name: str, xs: Tensor, lengths: Tensor | None, state: tuple[Tensor, ...], weights: tuple[Tensor, ...]
 ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
     """The recurrence `name` on its faster path, or None where the plain loop has to do it."""
-    if not wanted() or xs.shape[1] == 0 or xs.shape[0] == 0:
+    if not wanted() or xs.shape[1] == 0 or xs.shape[0] == 0 or _is_transformed(xs, *state, *weights):
         return None
-    if _is_transformed(xs, *state, *weights) or torch.compiler.is_compiling():
-        return None
+    if torch.compiler.is_compiling():
+        return _traced(name, xs, lengths, state, weights)
     return KERNELS[name](xs, lengths, state, weights)
+
+
+def _traced(
+    name: str, xs: Tensor, lengths: Tensor | None, state: tuple[Tensor, ...], weights: tuple[Tensor, ...]
+) -> Result | None:
+    """The recurrence as an operator of the graph that is being traced."""
+    if name not in native.KINDS or not native.suits(xs, state, weights):
+        return None
+    if torch.compiler.is_exporting() and not _natively.holds():
+        return None
+    return ops.run(name, xs, lengths, state, weights)
 
 
 def wanted() -> bool:
     """Whether faster paths may be taken: false within `reference()`."""
-    return not _plain_only.get()
+    return not _plain_only.holds()
 
 
 def _is_transformed(*tensors: Tensor) -> bool:
     """Whether forward-mode AD or a function transform (vmap, jvp, grad) is looking: the fused paths lack rules for some."""
     if torch._C._are_functorch_transforms_active():
         return True
+    if forward_ad._current_level < 0:
+        return False
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)

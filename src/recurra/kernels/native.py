@@ -1,10 +1,12 @@
 """The native recurrences of csrc/: whole sequences in one call, forward and backward, float32 on a CPU.
 
 Rows of any length are taken as they are. Where a derivative of a derivative is asked for, the same recurrence is run through
-torch's own operations (`fused`), which have one.
+torch's own operations (`fused`), which have one. What is here takes addresses, and so wants tensors that have memory; for
+those of a graph that is being traced, `ops` has the same as operators of torch.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -23,6 +25,8 @@ Weights = tuple[Tensor, ...]
 
 KINDS = {"elman-tanh": 0, "elman-relu": 1, "lstm": 2, "gru": 3}
 AGAIN = {"elman-tanh": fused.elman_tanh, "elman-relu": fused.elman_relu, "lstm": fused.lstm, "gru": fused.gru}
+PLAIN = (Tensor, torch.nn.Parameter)
+WIDEST = 32  # units of the widest panel among the instruction sets, and a multiple of every other
 LARGEST = 2**40  # elements of any one array: far above any memory, and far below an overflow of its address
 
 _forked = False
@@ -40,114 +44,162 @@ def described() -> str:
 
 def takes(xs: Tensor, state: State, weights: Weights) -> bool:
     """Whether this call is one for the native kernels."""
+    widest = max(xs.shape[2], 5 * weights[1].shape[1])
+    return suits(xs, state, weights) and xs.shape[0] * xs.shape[1] * widest < LARGEST
+
+
+def suits(xs: Tensor, state: State, weights: Weights) -> bool:
+    """Whether these are tensors for the native kernels, of whatever size."""
     return (
         _native is not None
-        and xs.dtype == torch.float32
-        and xs.device.type == "cpu"
-        and all(part.dtype == torch.float32 and part.device.type == "cpu" for part in (*state, *weights))
+        and all(part.dtype == torch.float32 and part.is_cpu for part in (xs, *state, *weights))
         and not torch.is_autocast_enabled("cpu")
-        and xs.shape[0] * xs.shape[1] * max(xs.shape[2], 5 * weights[1].shape[1]) < LARGEST
     )
+
+
+def has_memory(xs: Tensor, state: State, weights: Weights) -> bool:
+    """Whether these are tensors and nothing else: no fakes, no subclass and no mode that wants to see the operator."""
+    return torch._C._len_torch_dispatch_stack() == 0 and all(type(part) in PLAIN for part in (xs, *state, *weights))
 
 
 def run(name: str, xs: Tensor, lengths: Tensor | None, state: State, weights: Weights, reverse: bool = False) -> Result:
     """The recurrence `name` over `xs`; with `reverse`, each row from its own end to its start."""
-    lengths = None if lengths is None else lengths.contiguous()
-    if torch.is_grad_enabled() and any(part.requires_grad for part in (xs, *state, *weights)):
-        ys, *last = cast(
-            tuple[Tensor, ...], _Recurrence.apply(name, reverse, xs, lengths, len(state), *state, *weights)
-        )
+    if wants_gradients(xs, state, weights):
+        h, c = both(state)
+        ys, *last = cast(tuple[Tensor, ...], _Recurrence.apply(name, xs, lengths, h, c, *weights, reverse))
         return ys, tuple(last)
-    ys, ends, _ = _forward(name, xs, lengths, state, weights, reverse, keep=False)
+    ys, ends, _ = forward(name, xs, lengths, state, weights, reverse, keep=False)
     return ys, ends
+
+
+def saved_floats(name: str, units: int) -> int:
+    """How many floats `backward` needs of `forward` for each row and step, on any machine: a compiled graph with that
+    number in it may be kept, and loaded where vectors are of another width."""
+    whole = -(-units // WIDEST) * WIDEST
+    return _native.saved_floats(KINDS[name], 1, 1, whole)
+
+
+def wants_gradients(xs: Tensor, state: State, weights: Weights) -> bool:
+    return torch.is_grad_enabled() and any(part.requires_grad for part in (xs, *state, *weights))
+
+
+def both(state: State) -> tuple[Tensor, Tensor | None]:
+    """The fields h and c of a state; None for a c that it does not have."""
+    return state[0], state[1] if len(state) > 1 else None
 
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, name: str, reverse: bool, xs: Tensor, lengths: Tensor | None, fields: int, *rest: Tensor
-    ) -> tuple[Tensor, ...]:
-        state, weights = rest[:fields], rest[fields:]
-        ys, last, saved = _forward(name, xs, lengths, state, weights, reverse, keep=True)
-        ctx.name, ctx.reverse, ctx.fields = name, reverse, fields
-        ctx.save_for_backward(xs, *rest, ys, cast(Tensor, saved), *(() if lengths is None else (lengths,)))
-        ctx.set_materialize_grads(False)
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
+        name, xs, lengths, h, c, *weights, reverse = given
+        ys, last, saved = forward(name, xs, lengths, fields(h, c), tuple(weights), reverse, keep=True)
+        remember(ctx, given, ys, saved)
         return ys, *last
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        fields = ctx.fields
-        xs, *rest = ctx.saved_tensors
-        given, (ys, saved, *lengths) = rest[: fields + 4], rest[fields + 4 :]
-        ends = lengths[0] if lengths else None
-        if torch.is_grad_enabled():
-            return _again(ctx, xs, given, ends, grads)
-        dx, *others = _backward(
-            ctx.name, xs, ends, given, fields, ctx.reverse, ys, saved, grads, ctx.needs_input_grad[2]
-        )
-        return None, None, dx, None, None, *others
+        return gradients(ctx, grads, backward)
 
 
-def _forward(
+def remember(ctx: Any, given: tuple[Any, ...], ys: Tensor, saved: Tensor | None) -> None:
+    """Put into the context of autograd what `gradients` needs."""
+    name, *tensors, reverse = given
+    ctx.name, ctx.reverse = name, reverse
+    ctx.save_for_backward(*tensors, ys, saved)
+    ctx.set_materialize_grads(False)
+
+
+def gradients(
+    ctx: Any, grads: tuple[Tensor | None, ...], back: Callable[..., tuple[Tensor | None, ...]]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of what was given, in its order, by `back` or as a computation that has derivatives itself."""
+    xs, lengths, h, c, *weights, ys, saved = ctx.saved_tensors
+    dys, dh, dc = (*grads, None)[:3]
+    if torch.is_grad_enabled():
+        dx, *others = _again(ctx, xs, lengths, h, c, weights, (dys, dh, dc))
+    else:
+        wants_dx = ctx.needs_input_grad[1]
+        dx, *others = back(ctx.name, xs, lengths, h, c, *weights, ys, saved, dys, dh, dc, ctx.reverse, wants_dx)
+    return None, dx, None, *others, None
+
+
+def forward(
     name: str, xs: Tensor, lengths: Tensor | None, state: State, weights: Weights, reverse: bool, keep: bool
 ) -> tuple[Tensor, State, Tensor | None]:
+    """The outputs, the last state and, with `keep`, what `backward` needs."""
     batch, steps, inputs = xs.shape
     units = weights[1].shape[1]
     xs, state, weights = xs.contiguous(), _contiguous(state), _contiguous(weights)
+    lengths = None if lengths is None else lengths.contiguous()
     ys = xs.new_empty(batch, steps, units)
-    last = tuple(torch.empty_like(part) for part in state)
-    saved = xs.new_empty(_native.saved_floats(KINDS[name], batch, steps, units)) if keep else None
+    last = tuple(xs.new_empty(batch, units) for _ in state)
+    saved = xs.new_empty(batch * steps * saved_floats(name, units)) if keep else None
     sizes = (batch, steps, inputs, units, int(reverse), threads_for(name, batch, units))
     given = _addresses(lengths, xs, state, weights, ys, saved)
     _native.forward(KINDS[name], sizes, given, (last[0].data_ptr(), last[1].data_ptr() if len(last) > 1 else 0))
     return ys, last, saved
 
 
-def _backward(
+def backward(
     name: str,
     xs: Tensor,
     lengths: Tensor | None,
-    given: list[Tensor],
-    fields: int,
-    reverse: bool,
+    h: Tensor,
+    c: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor,
+    b_hh: Tensor,
     ys: Tensor,
     saved: Tensor,
-    grads: tuple[Tensor | None, ...],
+    dys: Tensor | None,
+    dh: Tensor | None,
+    dc: Tensor | None,
+    reverse: bool,
     wants_dx: bool,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of xs (or None), of the fields of the start state, and of the weights."""
+    """The gradients of xs (or None), of h and c (or None) of the start state, and of the weights."""
     batch, steps, inputs = xs.shape
-    units = given[fields + 1].shape[1]
-    xs, given = xs.contiguous(), [part.contiguous() for part in given]
-    came = [None if grad is None else grad.contiguous() for grad in grads] + [None] * (2 - fields)
-    dx = torch.empty_like(xs) if wants_dx else None
-    dstate = [torch.empty_like(part) for part in given[:fields]]
-    dweights = [torch.empty_like(part) for part in given[fields:]]
+    units = w_hh.shape[1]
+    xs, state, weights = xs.contiguous(), _contiguous(fields(h, c)), _contiguous((w_ih, w_hh, b_ih, b_hh))
+    lengths = None if lengths is None else lengths.contiguous()
+    came = [None if grad is None else grad.contiguous() for grad in (dys, dh, dc)]
+    dx = xs.new_empty(xs.shape) if wants_dx else None
+    dstate = both(tuple(part.new_empty(part.shape) for part in state))
+    dweights = [part.new_empty(part.shape) for part in weights]
     sizes = (batch, steps, inputs, units, int(reverse), threads_for(name, batch, units))
-    pointers = _addresses(lengths, xs, tuple(given[:fields]), tuple(given[fields:]), ys, saved)
-    results = (dx, dstate[0], dstate[1] if fields > 1 else None, *dweights)
+    pointers = _addresses(lengths, xs, state, weights, ys, saved)
+    results = (dx, *dstate, *dweights)
     _native.backward(KINDS[name], sizes, pointers, tuple(map(_address, came)), tuple(map(_address, results)))
-    return dx, *dstate, *dweights
+    return results
 
 
 def _again(
-    ctx: Any, xs: Tensor, given: list[Tensor], lengths: Tensor | None, grads: tuple[Tensor | None, ...]
-) -> tuple[Tensor | None, ...]:
+    ctx: Any,
+    xs: Tensor,
+    lengths: Tensor | None,
+    h: Tensor,
+    c: Tensor | None,
+    weights: list[Tensor],
+    grads: tuple[Tensor | None, ...],
+) -> list[Tensor | None]:
     """The backward pass as a differentiable computation."""
     if ctx.reverse:
         raise NotImplementedError("a reversed recurrence has no derivative of its derivative; flip the inputs instead")
-    state, weights = tuple(given[: ctx.fields]), tuple(given[ctx.fields :])
-    ys, last = AGAIN[ctx.name](xs, lengths, state, weights)
-    pairs = [(out, grad) for out, grad in zip((ys, *last), grads, strict=True) if grad is not None]
-    inputs = (xs, *given)
-    wanted = [part for part in inputs if part.requires_grad]
+    ys, last = AGAIN[ctx.name](xs, lengths, fields(h, c), tuple(weights))
+    pairs = [(out, grad) for out, grad in zip((ys, *last), grads, strict=False) if grad is not None]
+    inputs = (xs, h, c, *weights)
+    wanted = [part for part in inputs if part is not None and part.requires_grad]
     found = iter(
         torch.autograd.grad(
             [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, allow_unused=True
         )
     )
-    dx, *others = [next(found) if part.requires_grad else None for part in inputs]
-    return None, None, dx, None, None, *others
+    return [next(found) if part is not None and part.requires_grad else None for part in inputs]
+
+
+def fields(h: Tensor, c: Tensor | None) -> State:
+    return (h,) if c is None else (h, c)
 
 
 def threads_for(name: str, batch: int, units: int) -> int:

@@ -1,0 +1,169 @@
+"""The native recurrences as operators of torch, so that a graph can hold them: torch.compile, torch.export, and whatever else
+looks at operators and not at memory.
+
+    recurra::recurrence           outputs, last h, last c and, with `keep`, what the way back needs
+    recurra::recurrence_backward  the gradients of xs (with `wants_dx`), h, c and the four weights
+
+A tensor that there is not, such as c of a GRU, is empty among the results. Values are checked here when the operator runs:
+a graph was traced without them, and an address is not asked where its array ends.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recurra.errors import UsageError
+from recurra.kernels import native
+
+GIVEN = "str name, Tensor xs, Tensor? lengths, Tensor h, Tensor? c, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh"
+FORWARD = f"recurrence({GIVEN}, bool reverse, bool keep) -> (Tensor ys, Tensor h_last, Tensor c_last, Tensor saved)"
+BACKWARD = (
+    f"recurrence_backward({GIVEN}, Tensor ys, Tensor saved, Tensor? dys, Tensor? dh, Tensor? dc, bool reverse, bool wants_dx)"
+    " -> (Tensor dxs, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)"
+)
+GATES = {"elman-tanh": 1, "elman-relu": 1, "lstm": 4, "gru": 3}
+
+
+def run(
+    name: str, xs: Tensor, lengths: Tensor | None, state: native.State, weights: native.Weights, reverse: bool = False
+) -> native.Result:
+    """`native.run` by the operators: slower to call, and the same bits."""
+    keep = native.wants_gradients(xs, state, weights)
+    ys, *last, _ = torch.ops.recurra.recurrence(name, xs, lengths, *native.both(state), *weights, reverse, keep)
+    return ys, tuple(last[: len(state)])
+
+
+def _forward(name: str, *rest: Any) -> tuple[Tensor, ...]:
+    *given, reverse, keep = rest
+    _check(name, *given)
+    xs, lengths, h, c, *weights = given
+    if xs.shape[0] == 0:
+        return _forward_fake(name, *rest)
+    ys, last, saved = native.forward(name, xs, lengths, native.fields(h, c), tuple(weights), reverse, keep)
+    return ys, *(_or_empty(part, xs) for part in (*native.both(last), saved))
+
+
+def _forward_fake(name: str, *rest: Any) -> tuple[Tensor, ...]:
+    xs, _, h, c, _, w_hh, _, _, _, keep = rest
+    batch, steps, _ = xs.shape
+    saved = _saved_floats(name, xs, w_hh) if keep else 0
+    return xs.new_empty(batch, steps, w_hh.shape[1]), _fresh(h, xs), _fresh(c, xs), xs.new_empty(saved)
+
+
+def _backward(name: str, *rest: Any) -> tuple[Tensor, ...]:
+    given, (ys, saved, dys, dh, dc), flags = rest[:8], rest[8:13], rest[13:]
+    xs, _, h, c, _, w_hh, *_ = given
+    _check(name, *given)
+    like = {"dys": (dys, ys), "dh": (dh, h), "dc": (dc, c)}
+    shapes = {key: (grad, part.shape) for key, (grad, part) in like.items() if grad is not None and part is not None}
+    wanted = {"ys": (ys, (*xs.shape[:2], w_hh.shape[1])), "saved": (saved, (_saved_floats(name, xs, w_hh),)), **shapes}
+    _check_shapes(name, wanted)
+    if xs.shape[0] == 0:
+        return tuple(part.zero_() for part in _backward_fake(name, *rest))
+    lying = (*given, ys.contiguous(), saved.contiguous(), dys, dh, dc, *flags)
+    return tuple(_or_empty(part, xs) for part in native.backward(name, *lying))
+
+
+def _backward_fake(name: str, *rest: Any) -> tuple[Tensor, ...]:
+    (xs, _, h, c, *weights), wants_dx = rest[:8], rest[-1]
+    return tuple(_fresh(part, xs) for part in (xs if wants_dx else None, h, c, *weights))
+
+
+def _saved_floats(name: str, xs: Tensor, w_hh: Tensor) -> int:
+    """How many floats the way back needs; as many for each row and step, so that batch and time may be symbols."""
+    return native.saved_floats(name, int(w_hh.shape[1])) * xs.shape[0] * xs.shape[1]
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *given, ctx.keep = inputs
+    ys, *_, saved = output
+    native.remember(ctx, tuple(given), ys, saved)
+    ctx.mark_non_differentiable(saved)
+
+
+def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    if not ctx.keep:
+        raise RuntimeError(
+            "recurra::recurrence ran without keeping what its gradients need; trace the graph with gradients enabled and "
+            "with parameters that require them"
+        )
+    return *native.gradients(ctx, grads[:3], _wanted_gradients), None
+
+
+def _wanted_gradients(*given: Any) -> tuple[Tensor | None, ...]:
+    dx, dh, dc, *dweights = torch.ops.recurra.recurrence_backward(*given)
+    has_c, wants_dx = given[4] is not None, given[-1]
+    return dx if wants_dx else None, dh, dc if has_c else None, *dweights
+
+
+def _or_empty(part: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if part is None else part
+
+
+def _fresh(part: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0 if part is None else part.shape)
+
+
+def _check(
+    name: str,
+    xs: Tensor,
+    lengths: Tensor | None,
+    h: Tensor,
+    c: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor,
+    b_hh: Tensor,
+) -> None:
+    """Raise UsageError where the arguments of a recurrence do not fit each other."""
+    if name not in GATES or (c is None) == (name == "lstm") or xs.dim() != 3 or w_hh.dim() != 2:
+        raise UsageError(
+            f"recurra::recurrence was given name={name!r}, xs of shape {tuple(xs.shape)}, weight_hh of shape "
+            f"{tuple(w_hh.shape)} and {'no c' if c is None else 'c'}; wanted one of {', '.join(GATES)}, "
+            "[batch, time, inputs], [gates * units, units], and c for an lstm only"
+        )
+    (batch, steps, inputs), units = xs.shape, w_hh.shape[1]
+    rows = GATES[name] * units
+    wanted = {
+        "xs": (xs, (batch, steps, inputs)), "h": (h, (batch, units)), "weight_ih": (w_ih, (rows, inputs)),
+        "weight_hh": (w_hh, (rows, units)), "bias_ih": (b_ih, (rows,)), "bias_hh": (b_hh, (rows,)),
+    }  # fmt: skip
+    _check_shapes(name, wanted | ({} if c is None else {"c": (c, (batch, units))}))
+    if lengths is not None:
+        _check_lengths(name, lengths, batch, steps)
+
+
+def _check_shapes(name: str, wanted: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+    for key, (part, shape) in wanted.items():
+        if tuple(part.shape) != shape or part.dtype != torch.float32 or not part.is_cpu:
+            raise UsageError(
+                f"the recurrence {name} was given {key} as {part.dtype} of shape {tuple(part.shape)} on {part.device}; "
+                f"wanted torch.float32 of shape {shape} on cpu"
+            )
+
+
+def _check_lengths(name: str, lengths: Tensor, batch: int, steps: int) -> None:
+    if lengths.dtype != torch.int64 or lengths.shape != (batch,) or not lengths.is_cpu:
+        raise UsageError(
+            f"the recurrence {name} was given lengths as {lengths.dtype} of shape {tuple(lengths.shape)} on "
+            f"{lengths.device}; wanted torch.int64 of shape ({batch},) on cpu"
+        )
+    if batch and (int(lengths.min()) < 0 or int(lengths.max()) > steps):
+        raise UsageError(
+            f"the recurrence {name} was given lengths from {int(lengths.min())} to {int(lengths.max())} for inputs of "
+            f"{steps} steps; wanted each between 0 and {steps}"
+        )
+
+
+def _register() -> torch.library.Library:
+    library = torch.library.Library("recurra", "DEF")
+    for schema, on_cpu, fake in ((FORWARD, _forward, _forward_fake), (BACKWARD, _backward, _backward_fake)):
+        name = library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(name, on_cpu, "CPU")
+        torch.library.register_fake(f"recurra::{name}", fake, lib=library)
+    torch.library.register_autograd("recurra::recurrence", _gradients, setup_context=_remember, lib=library)
+    return library
+
+
+LIBRARY = _register() if native.available() else None  # operators last as long as it does
