@@ -151,7 +151,7 @@ class Crowd {
     const double fading = std::exp(-nanoseconds / MEMORY);
     times_ = times_ * fading + times;
     span_ = span_ * fading + nanoseconds;
-    if (times_ >= 3 && times_ * 1e9 > OFTEN * span_) {
+    if (times_ >= ENOUGH && times_ * 1e9 > OFTEN * span_) {
       pause_ = std::min(LONGEST, std::max(SHORTEST, 2 * pause_));
       alone_until_ = now() + pause_;
       times_ = span_ = 0;
@@ -164,7 +164,7 @@ class Crowd {
 
  private:
   static constexpr int64_t SHORTEST = 50'000'000, LONGEST = 2'000'000'000;  // nanoseconds with one thread
-  static constexpr double OFTEN = 100, MEMORY = 100e6;                      // times a second; nanoseconds
+  static constexpr double ENOUGH = 10, OFTEN = 100, MEMORY = 300e6;         // times; times a second; nanoseconds
   std::atomic<int64_t> alone_until_{0};
   std::mutex mutex_;
   int64_t pause_ = 0;

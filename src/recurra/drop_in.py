@@ -195,7 +195,8 @@ def _layers(module: Any, xs: Tensor, lengths: Tensor | None, hx: Start | None) -
             start = (
                 cell.initial_state(xs.shape[0]) if hx is None else _state(cell, tuple(part[len(ends)] for part in hx))
             )
-            ys, last = cell.unroll(flipped(xs, lengths) if suffix else xs, start, lengths)
+            # `scan` and not `unroll`: torch's checks were made, and nobody sees what lies past the end of a packed row.
+            ys, last = cell.scan(flipped(xs, lengths) if suffix else xs, start, lengths)
             sides.append(flipped(ys, lengths) if suffix else ys)
             ends.append(last)
         xs = torch.cat(sides, dim=2) if module.bidirectional else sides[0]
