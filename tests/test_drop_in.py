@@ -650,3 +650,20 @@ def test_an_optimizer_built_before_trains_the_model_after(model: Model, xs: Tens
     trained = train(model, recurra.replace)
     torch.testing.assert_close(trained, expected, rtol=1e-5, atol=1e-6)
     assert not any(torch.equal(now, then) for now, then in zip(trained, started, strict=True))
+
+
+def test_derivatives_of_a_packed_sequence_are_right_in_every_mode() -> None:
+    packed = pack_padded_sequence(torch.randn(3, 5, 2), torch.tensor([4, 2, 5]), batch_first=True, enforce_sorted=False)
+    module = recurra.GRU(2, 3, batch_first=True)
+
+    def total(data: Tensor) -> Tensor:
+        ys, last = module(packed._replace(data=data))
+        return ys.data.square().sum() + last.sum()
+
+    data = packed.data.clone().requires_grad_()
+    (reverse,) = torch.autograd.grad(total(data), data)
+    torch.testing.assert_close(torch.func.grad(total)(packed.data), reverse, rtol=1e-5, atol=1e-6)
+    _, forward = torch.func.jvp(total, (packed.data,), (torch.ones_like(packed.data),))
+    torch.testing.assert_close(forward, reverse.sum(), rtol=1e-4, atol=1e-5)
+    module.double()
+    assert torch.autograd.gradgradcheck(total, (packed.data.double().requires_grad_(),))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from recurra import cells
 from recurra.cells import Cell
@@ -123,9 +123,9 @@ def _sequence(module: Any, input: Any, hx: Start | None) -> Any:
     """What torch.nn.RNNBase.forward returns: output in the layout of the input, and the last state as a tuple."""
     if isinstance(input, PackedSequence):
         _check(module, input.data, hx, input.batch_sizes)
-        xs, lengths = pad_packed_sequence(input, batch_first=True)
-        ys, last = _layers(module, xs, lengths.to(xs.device), hx)
-        return _pack_like(input, ys, lengths), last
+        padding = _Padding(input)
+        ys, last = _layers(module, padding.padded(input.data), padding.lengths, hx)
+        return input._replace(data=padding.packed(ys)), last
     if input.dim() not in (2, 3):
         raise ValueError(f"{type(module).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead")
     batched, rows = input.dim() == 3, 0 if module.batch_first else 1
@@ -177,11 +177,59 @@ def _check(module: Any, input: Tensor, hx: Start | None, batch_sizes: Tensor | N
             raise RuntimeError(f"input and {which} must have the same dtype, but got {input.dtype} and {part.dtype}")
 
 
-def _pack_like(like: PackedSequence, ys: Tensor, lengths: Tensor) -> PackedSequence:
-    if like.sorted_indices is not None:
-        ys, lengths = ys.index_select(0, like.sorted_indices), lengths[like.sorted_indices.cpu()]
-    data = pack_padded_sequence(ys, lengths, batch_first=True).data
-    return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
+class _Padding:
+    """Where the steps of a packed sequence lie in `[batch, time]`, its rows in the order of the user, and back.
+
+    Each way is a selection whose gradient is the selection of the other way: torch's own functions copy step by step.
+    """
+
+    def __init__(self, like: PackedSequence) -> None:
+        sizes, device = like.batch_sizes, like.data.device
+        rows, steps, count = int(sizes[0]), len(sizes), like.data.shape[0]
+        here = torch.arange(rows) < sizes[:, None]  # [time, row]: in the order in which a packed sequence lies
+        time, row = here.nonzero(as_tuple=True)
+        if like.sorted_indices is not None:
+            row = like.sorted_indices.cpu()[row]
+        places = row * steps + time
+        origin = torch.full((rows * steps,), count)  # past the last step: a step of zeros
+        origin[places] = torch.arange(count)
+        self._shape, self._places, self._origin = (rows, steps), places.to(device), origin.to(device)
+        self.lengths = torch.bincount(row, minlength=rows).to(device)
+
+    def padded(self, data: Tensor) -> Tensor:
+        """[steps in all, features] -> [batch, time, features], zeros past each row's end."""
+        return _Selection.apply(data, self._origin, self._places).unflatten(0, self._shape)
+
+    def packed(self, xs: Tensor) -> Tensor:
+        """[batch, time, features] -> [steps in all, features]."""
+        return _Selection.apply(xs.flatten(0, 1), self._places, self._origin)
+
+
+class _Selection(torch.autograd.Function):
+    """Rows of a matrix by index, zeros for the index past the last; `back` says for each row of the matrix where it went."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(matrix: Tensor, index: Tensor, back: Tensor) -> Tensor:
+        if index.numel() > matrix.shape[0]:
+            matrix = F.pad(matrix, (0, 0, 0, 1))
+        return matrix.index_select(0, index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        index, back = ctx.saved_tensors
+        return _Selection.apply(grad, back, index), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        index, back = ctx.saved_tensors
+        return _Selection.apply(tangent, index, back)
 
 
 def _layers(module: Any, xs: Tensor, lengths: Tensor | None, hx: Start | None) -> tuple[Tensor, Start]:
