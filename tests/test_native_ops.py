@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch import library as operators
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -89,7 +90,7 @@ def same(a: Any, b: Any) -> None:
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_forward_operator_is_sound(name: str, ragged: bool, grad: bool, reverse: bool) -> None:
-    torch.library.opcheck(torch.ops.recurra.recurrence.default, (*given(name, ragged, grad=grad), reverse, grad))
+    operators.opcheck(torch.ops.recurra.recurrence.default, (*given(name, ragged, grad=grad), reverse, grad))
 
 
 @pytest.mark.usefixtures("_zeroed")
@@ -97,7 +98,7 @@ def test_the_forward_operator_is_sound(name: str, ragged: bool, grad: bool, reve
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("wants_dx", [False, True])
 def test_the_backward_operator_is_sound(name: str, ragged: bool, wants_dx: bool) -> None:
-    torch.library.opcheck(
+    operators.opcheck(
         torch.ops.recurra.recurrence_backward.default, way_back(name, ragged, wants_dx=wants_dx, reverse=ragged)
     )
 
@@ -241,7 +242,7 @@ def run_and_compare(model: nn.Module, compiled: Callable[..., Any], batch: int, 
     torch.testing.assert_close(*results)
 
 
-def operators(graph: torch.fx.GraphModule) -> int:
+def recurrences(graph: torch.fx.GraphModule) -> int:
     """How many recurrences stand in the graph."""
     return sum(str(node.target).startswith("recurra.recurrence") for node in graph.graph.nodes)
 
@@ -255,7 +256,7 @@ def test_a_compiled_model_is_the_model_at_any_length(name: str, ragged: bool) ->
     seen = counter.frame_count  # of an attempt that is begun anew as well
     run_and_compare(model, compiled, 3, 9, ragged)
     assert counter.frame_count == seen
-    assert operators(counter.graphs[-1]) == 1
+    assert recurrences(counter.graphs[-1]) == 1
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -288,7 +289,7 @@ def test_the_plain_loop_is_compiled_where_the_kernels_do_not_reach() -> None:
         compiled(xs)
     model.double()
     same(compiled(xs.double()), model(xs.double()))
-    assert [operators(graph) for graph in counter.graphs] == [1, 0, 0, 0]
+    assert [recurrences(graph) for graph in counter.graphs] == [1, 0, 0, 0]
     model.float()
     same(compiled(xs), model(xs))
     assert counter.frame_count == 4  # the first graph again
@@ -327,7 +328,7 @@ def test_a_model_is_exported_natively_on_demand(name: str, strict: bool) -> None
     model = Tagger(CELLS[name](INPUTS, UNITS)).eval()
     with torch.no_grad(), kernels.exported_natively():
         program = exported(model, strict=strict)
-    assert operators(program.graph_module) == 1
+    assert recurrences(program.graph_module) == 1
     with torch.no_grad():
         for batch, time in ((3, 5), (2, 9), (4, 2), (1, 1), (2, 0), (0, 4)):
             xs, lengths = torch.randn(batch, time, INPUTS), ends(batch, time)
@@ -351,7 +352,7 @@ def test_a_model_is_exported_without_the_kernels_unless_told() -> None:
     model = Tagger(LSTM(INPUTS, UNITS)).eval()
     with torch.no_grad():
         program = exported(model, strict=False)
-    assert operators(program.graph_module) == 0
+    assert recurrences(program.graph_module) == 0
     with torch.no_grad():
         xs, lengths = torch.randn(2, 9, INPUTS), ends(2, 9)
         same(program.module()(xs, lengths), model(xs, lengths))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import library as operators
 
 from recurra.errors import UsageError
 from recurra.kernels import native
@@ -156,14 +157,14 @@ def _check_lengths(name: str, lengths: Tensor, batch: int, steps: int) -> None:
         )
 
 
-def _register() -> torch.library.Library:
-    library = torch.library.Library("recurra", "DEF")
+def _register() -> None:
     for schema, on_cpu, fake in ((FORWARD, _forward, _forward_fake), (BACKWARD, _backward, _backward_fake)):
-        name = library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(name, on_cpu, "CPU")
-        torch.library.register_fake(f"recurra::{name}", fake, lib=library)
-    torch.library.register_autograd("recurra::recurrence", _gradients, setup_context=_remember, lib=library)
-    return library
+        name, _, signature = schema.partition("(")
+        operators.define(f"recurra::{name}", f"({signature}", tags=(torch.Tag.pt2_compliant_tag,))
+        operators.impl(f"recurra::{name}", "CPU", on_cpu)
+        operators.register_fake(f"recurra::{name}", fake)
+    operators.register_autograd("recurra::recurrence", _gradients, setup_context=_remember)
 
 
-LIBRARY = _register() if native.available() else None  # operators last as long as it does
+if native.available():
+    _register()
