@@ -52,29 +52,35 @@ RECURRA_INLINE void in_tiles(long n, F&& f) {
   }
 }
 
-// sum[m][z] += a[m][k] * b[k][z], k from 0 to K; b is a packed panel.
-template <int R, int Z>
-RECURRA_INLINE void multiply(vf (&sum)[R][Z], const float* const* a, const float* b, long K) {
+// sum[m][z] += value(m, k) * b[k][z], k from 0 to K; row k of b begins `row` floats after the one before.
+template <int R, int Z, class Value>
+RECURRA_INLINE void accumulate(vf (&sum)[R][Z], Value&& value, const float* b, long row, long K) {
   vf s[R][Z];
 #pragma GCC unroll 16
   for (int m = 0; m < R; m++)
 #pragma GCC unroll 16
     for (int z = 0; z < Z; z++) s[m][z] = sum[m][z];
-  for (long k = 0; k < K; k++, b += Z * W) {
+  for (long k = 0; k < K; k++, b += row) {
     vf column[Z];
 #pragma GCC unroll 16
     for (int z = 0; z < Z; z++) column[z] = load(b + z * W);
 #pragma GCC unroll 16
     for (int m = 0; m < R; m++) {
-      vf value = all(a[m][k]);
+      vf one = all(value(m, k));
 #pragma GCC unroll 16
-      for (int z = 0; z < Z; z++) s[m][z] += value * column[z];
+      for (int z = 0; z < Z; z++) s[m][z] += one * column[z];
     }
   }
 #pragma GCC unroll 16
   for (int m = 0; m < R; m++)
 #pragma GCC unroll 16
     for (int z = 0; z < Z; z++) sum[m][z] = s[m][z];
+}
+
+// sum[m][z] += a[m][k] * b[k][z]; b is a packed panel.
+template <int R, int Z>
+RECURRA_INLINE void multiply(vf (&sum)[R][Z], const float* const* a, const float* b, long K) {
+  accumulate(sum, [&](int m, long k) { return a[m][k]; }, b, Z * W, K);
 }
 
 // The same for a single row, with the sum in several parts: one part alone would wait for its own last addition. Only for
@@ -102,29 +108,13 @@ RECURRA_INLINE void multiply_alone(vf (&sum)[1][Z], const float* a, const float*
   }
 }
 
-// sum[m][z] += a[r][m] * b[r][z] over rows r: the product of a gradient, where both factors lie row by row.
+// The product of a tile, which may be all there is to the problem.
 template <int R, int Z>
-RECURRA_INLINE void multiply_rows(vf (&sum)[R][Z], const float* a, long a_row, const float* b, long b_row, long rows) {
-  vf s[R][Z];
-#pragma GCC unroll 16
-  for (int m = 0; m < R; m++)
-#pragma GCC unroll 16
-    for (int z = 0; z < Z; z++) s[m][z] = sum[m][z];
-  for (long r = 0; r < rows; r++, a += a_row, b += b_row) {
-    vf column[Z];
-#pragma GCC unroll 16
-    for (int z = 0; z < Z; z++) column[z] = load(b + z * W);
-#pragma GCC unroll 16
-    for (int m = 0; m < R; m++) {
-      vf value = all(a[m]);
-#pragma GCC unroll 16
-      for (int z = 0; z < Z; z++) s[m][z] += value * column[z];
-    }
+RECURRA_INLINE void multiply(bool alone, vf (&sum)[R][Z], const float* const* a, const float* b, long K) {
+  if constexpr (R == 1) {
+    if (alone) return multiply_alone(sum, a[0], b, K);
   }
-#pragma GCC unroll 16
-  for (int m = 0; m < R; m++)
-#pragma GCC unroll 16
-    for (int z = 0; z < Z; z++) sum[m][z] = s[m][z];
+  multiply(sum, a, b, K);
 }
 
 // Rows become columns: blocks of 1, 2, 4, ... change places across the diagonal.
@@ -352,42 +342,49 @@ struct Recurrence {
     }
   }
 
-  template <int R>
-  RECURRA_INLINE void step(Forward& f, long s, long place, int stride, long panel, const float* sums, long width) const {
-    const float *h[R], *bias = f.state_bias.at(panel * Z * W);
+  // The new state of the units of a panel in R rows: in(m, z) is the sum of the input, h[m] the state before and c(m, unit,
+  // left) its second field; what comes out goes to give(m, v, unit, left, state, kept), `left` the units there are from
+  // `unit` on.
+  template <int R, class In, class C, class Give>
+  static RECURRA_INLINE void tile(Int<R>, bool alone, long panel, long H, const float* r, const float* bias,
+                                  const float* const* h, In&& in, C&& c, Give&& give) {
     vf sum[R][Z];
-    for (int m = 0; m < R; m++) {
-      h[m] = h_before(place + m * stride, s);
+    for (int m = 0; m < R; m++)
       for (int v = 0; v < V; v++) {
         vf x[G], b[G], from[G];
-        for (int g = 0; g < G; g++) x[g] = load(sums + m * width + (g * V + v) * W), b[g] = load(bias + (g * V + v) * W);
+        for (int g = 0; g < G; g++) x[g] = in(m, g * V + v), b[g] = load(bias + (g * V + v) * W);
         Cell::start(from, x, b);
         for (int g = 0; g < G; g++) sum[m][g * V + v] = from[g];
       }
-    }
-    const float* r = f.r.at(panel * H * Z * W);
-    if constexpr (R == 1) {
-      if (B == 1) multiply_alone(sum, h[0], r, H); else multiply(sum, h, r, H);
-    } else {
-      multiply(sum, h, r, H);
-    }
-    for (int m = 0; m < R; m++) {
-      const long i = place + m * stride;
-      float* y = p.y + rows.at(p, i, s) * H;
+    multiply(alone, sum, h, r, H);
+    for (int m = 0; m < R; m++)
       for (int v = 0; v < V; v++) {
         const long unit = panel * U + v * W, left = H - unit;
         if (left <= 0) break;
         vf of[G], x[G], keep[Cell::saved + 1];
-        for (int g = 0; g < G; g++) of[g] = sum[m][g * V + v], x[g] = load(sums + m * width + (g * V + v) * W);
-        Unit before{Cell::apart ? load_part(h[m] + unit, left) : vf{}, Cell::fields > 1 ? load(f.c.at(i * padded + unit)) : vf{}};
+        for (int g = 0; g < G; g++) of[g] = sum[m][g * V + v], x[g] = in(m, g * V + v);
+        Unit before{Cell::apart ? load_part(h[m] + unit, left) : vf{}, Cell::fields > 1 ? c(m, unit, left) : vf{}};
         Unit after = Cell::forward(of, x, before, keep);
-        store_part(y + unit, after.h, left);
-        if (Cell::fields > 1) store(f.c.at(i * padded + unit), after.c);
-        if (!p.saved) continue;
-        for (int k = 0; k < Cell::saved; k++) store(kept(s, i, panel) + (k * V + v) * W, keep[k]);
-        if (Cell::fields > 1) store(kept_c(s, i) + unit, after.c);
+        give(m, v, unit, left, after, keep);
       }
-    }
+  }
+
+  template <int R>
+  RECURRA_INLINE void step(Forward& f, long s, long place, int stride, long panel, const float* sums, long width) const {
+    const float* h[R];
+    for (int m = 0; m < R; m++) h[m] = h_before(place + m * stride, s);
+    tile(
+        Int<R>{}, B == 1, panel, H, f.r.at(panel * H * Z * W), f.state_bias.at(panel * Z * W), h,
+        [&](int m, int z) { return load(sums + m * width + z * W); },
+        [&](int m, long unit, long) { return load(f.c.at((place + m * stride) * padded + unit)); },
+        [&](int m, int v, long unit, long left, Unit after, const vf* keep) {
+          const long i = place + m * stride;
+          store_part(p.y + rows.at(p, i, s) * H + unit, after.h, left);
+          if (Cell::fields > 1) store(f.c.at(i * padded + unit), after.c);
+          if (!p.saved) return;
+          for (int k = 0; k < Cell::saved; k++) store(kept(s, i, panel) + (k * V + v) * W, keep[k]);
+          if (Cell::fields > 1) store(kept_c(s, i) + unit, after.c);
+        });
   }
 
   // --- backward ---
@@ -462,11 +459,7 @@ struct Recurrence {
           for (int g = 0; g < G; g++) {
             const float* r = b.r.at((panel * G * H + g * H) * N * W);
             for (int m = 0; m < R; m++) d[m] = b.d.at((start + first + (at + m) * stride) * b.width + state_side(g) * HP);
-            if constexpr (R == 1) {
-              if (B == 1) multiply_alone(sum, d[0], r, H); else multiply(sum, d, r, H);
-            } else {
-              multiply(sum, d, r, H);
-            }
+            multiply(B == 1, sum, d, r, H);
           }
           for (int m = 0; m < R; m++)
             for (int z = 0; z < N; z++) store(b.dh.at((first + (at + m) * stride) * HP + (panel * N + z) * W), sum[m][z]);
@@ -533,7 +526,8 @@ struct Recurrence {
       });
   }
 
-  // dW += d' x, dR += d' h, db += d, each thread its own rows of the results, over all rows of the chunk in order.
+  // dW += d' x, dR += d' h, db += d, each thread its own rows of the results, over all rows of the chunk in order. A chunk is
+  // added up by itself first: the error of a long sum grows with the parts that are added one by one.
   void back_weights(Backward& b, int thread, long total) const {
     for (int g = 0; g < G; g++) {
       const Share mine(H, thread, threads);
@@ -542,22 +536,21 @@ struct Recurrence {
     }
     const Share vectors(D * wide() / W, thread, threads);
     for (long v = vectors.begin; v < vectors.end; v++) {
-      vf sum = load(b.db.at(v * W));
+      vf sum = {};
       for (long r = 0; r < total; r++) sum += load(b.d.at(r * b.width + v * W));
-      store(b.db.at(v * W), sum);
+      store(b.db.at(v * W), load(b.db.at(v * W)) + sum);
     }
   }
 
   static void outer(const float* d, long d_row, const float* x, long x_row, long total, float* out, Share mine) {
     for (long panel = 0; panel < x_row / (N * W); panel++)
       in_tiles<ROWS<N>>(mine.end - mine.begin, [&](long at, auto R) {
-          vf sum[R][N];
-          float* to = out + (mine.begin + at) * x_row + panel * N * W;
-          for (int m = 0; m < R; m++)
-            for (int z = 0; z < N; z++) sum[m][z] = load(to + m * x_row + z * W);
-          multiply_rows(sum, d + mine.begin + at, d_row, x + panel * N * W, x_row, total);
-          for (int m = 0; m < R; m++)
-            for (int z = 0; z < N; z++) store(to + m * x_row + z * W, sum[m][z]);
+        vf sum[R][N] = {};
+        const float* gradient = d + mine.begin + at;
+        accumulate(sum, [&](int m, long r) { return gradient[r * d_row + m]; }, x + panel * N * W, x_row, total);
+        float* to = out + (mine.begin + at) * x_row + panel * N * W;
+        for (int m = 0; m < R; m++)
+          for (int z = 0; z < N; z++) store(to + m * x_row + z * W, load(to + m * x_row + z * W) + sum[m][z]);
       });
   }
 
@@ -584,7 +577,7 @@ struct Recurrence {
 template <class Cell>
 struct Step final : recurra::Stepper {
   using Q = Recurrence<Cell>;
-  static constexpr int G = Q::G, V = Q::V, Z = Q::Z, U = Q::U;
+  static constexpr int Z = Q::Z, U = Q::U;
   const long I, H, panels;
   const int threads;
   Buffer w, r, bias, state_bias;
@@ -602,47 +595,28 @@ struct Step final : recurra::Stepper {
     recurra::on_threads(threads, [&](int thread) {
       const Share mine(panels, thread, threads);
       for (long panel = mine.begin; panel < mine.end; panel++)
-        in_tiles<ROWS<Z>>(batch, [&](long at, auto R) { tile<R>(batch == 1, at, panel, x, h, c, h_out, c_out); });
+        in_tiles<ROWS<Z>>(batch, [&](long at, auto R) { rows<R>(batch == 1, at, panel, x, h, c, h_out, c_out); });
     });
   }
 
   template <int R>
-  RECURRA_INLINE void tile(bool alone, long at, long panel, const float* x, const float* h, const float* c, float* h_out,
+  RECURRA_INLINE void rows(bool alone, long at, long panel, const float* x, const float* h, const float* c, float* h_out,
                            float* c_out) {
-    const float *xs[R], *hs[R], *b = state_bias.at(panel * Z * W);
-    vf in[R][Z], sum[R][Z];
+    const float *xs[R], *hs[R];
+    vf in[R][Z];
     for (int m = 0; m < R; m++) {
       xs[m] = x + (at + m) * I, hs[m] = h + (at + m) * H;
       for (int z = 0; z < Z; z++) in[m][z] = load(bias.at((panel * Z + z) * W));
     }
-    product<R>(alone, in, xs, w.at(panel * I * Z * W), I);
-    for (int m = 0; m < R; m++)
-      for (int v = 0; v < V; v++) {
-        vf x_[G], b_[G], from[G];
-        for (int g = 0; g < G; g++) x_[g] = in[m][g * V + v], b_[g] = load(b + (g * V + v) * W);
-        Cell::start(from, x_, b_);
-        for (int g = 0; g < G; g++) sum[m][g * V + v] = from[g];
-      }
-    product<R>(alone, sum, hs, r.at(panel * H * Z * W), H);
-    for (int m = 0; m < R; m++)
-      for (int v = 0; v < V; v++) {
-        const long unit = panel * U + v * W, left = H - unit, place = (at + m) * H + unit;
-        if (left <= 0) break;
-        vf of[G], x_[G], keep[Cell::saved + 1];
-        for (int g = 0; g < G; g++) of[g] = sum[m][g * V + v], x_[g] = in[m][g * V + v];
-        Unit before{Cell::apart ? load_part(h + place, left) : vf{}, Cell::fields > 1 ? load_part(c + place, left) : vf{}};
-        Unit after = Cell::forward(of, x_, before, keep);
-        store_part(h_out + place, after.h, left);
-        if (Cell::fields > 1) store_part(c_out + place, after.c, left);
-      }
-  }
-
-  template <int R>
-  RECURRA_INLINE static void product(bool alone, vf (&sum)[R][Z], const float* const* a, const float* b, long K) {
-    if constexpr (R == 1) {
-      if (alone) return multiply_alone(sum, a[0], b, K);
-    }
-    multiply(sum, a, b, K);
+    multiply(alone, in, xs, w.at(panel * I * Z * W), I);
+    Q::tile(
+        Int<R>{}, alone, panel, H, r.at(panel * H * Z * W), state_bias.at(panel * Z * W), hs,
+        [&](int m, int z) { return in[m][z]; },
+        [&](int m, long unit, long left) { return load_part(c + (at + m) * H + unit, left); },
+        [&](int m, int, long unit, long left, Unit after, const vf*) {
+          store_part(h_out + (at + m) * H + unit, after.h, left);
+          if (Cell::fields > 1) store_part(c_out + (at + m) * H + unit, after.c, left);
+        });
   }
 };
 

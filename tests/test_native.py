@@ -160,6 +160,13 @@ def test_a_packed_step_is_the_step_of_its_cell_and_refuses_what_does_not_fit(nam
                 packed(x, wrong)
         with pytest.raises(recurra.UsageError, match="input"):
             packed(x[:, :-1], state)
+        # Any field of the state may be the one whose gradient is asked for.
+        asked = tmap(lambda leaf: leaf.clone().requires_grad_(), state)
+        for field in leaves(asked):
+            (grad,) = torch.autograd.grad(
+                packed(x, tmap(lambda leaf, f=field: leaf if leaf is f else leaf.detach(), asked))[0].sum(), field
+            )
+            assert grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -176,7 +183,7 @@ def test_a_second_derivative_goes_through_torch(name: str) -> None:
     torch.testing.assert_close(second, plain, rtol=1e-4, atol=1e-5)
 
 
-def _in_a_process(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+def in_a_process(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **env},
@@ -200,7 +207,7 @@ def test_every_instruction_set_gives_the_numbers_of_the_plain_loop(isa: str) -> 
         "    t.compare(cell, 1, 20, 130, 130, None, 2)\n"
         "print(name)"
     )
-    done = _in_a_process(code, RECURRA_ISA=isa)
+    done = in_a_process(code, RECURRA_ISA=isa)
     assert done.returncode == 0, done.stderr
     if "not here" in done.stdout:
         pytest.skip(f"this machine does not run {isa}")
@@ -220,5 +227,5 @@ def test_a_forked_child_computes_too() -> None:
         "    os._exit(0 if (ys.numpy() == want.numpy()).all() else 1)\n"  # torch's own threads are gone as well
         "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )
-    done = _in_a_process(code)
+    done = in_a_process(code)
     assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr

@@ -1,33 +1,25 @@
 """The native kernels as operators of torch: what the operators promise, and whole models compiled and exported with them."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_native import CELLS, in_a_process
 from torch import Tensor, nn
 from torch import library as operators
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recurra import kernels
-from recurra.cells import GRU, LSTM, Cell, Elman
+from recurra.cells import GRU, LSTM, Cell
 from recurra.errors import UsageError
 from recurra.kernels import native, ops
 from recurra.state import leaves, masked, tmap
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="built without a compiler")
 
-CELLS: dict[str, Callable[[int, int], Cell]] = {
-    "elman-tanh": Elman,
-    "elman-relu": lambda i, h: Elman(i, h, activation="relu"),
-    "lstm": LSTM,
-    "gru": GRU,
-}
 INPUTS, UNITS, CLASSES = 3, 20, 4  # units that fill no panel
 
 
@@ -213,13 +205,7 @@ def test_what_is_kept_is_as_large_on_every_machine(isa: str) -> None:
         "        assert native._native.saved_floats(kind, 3, 5, units) <= 15 * floats\n"
         "        print(floats)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "RECURRA_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = in_a_process(code, RECURRA_ISA=isa)
     if "RECURRA_ISA" in done.stderr:
         pytest.skip(f"this machine does not run {isa}")
     assert done.returncode == 0, done.stderr

@@ -70,7 +70,14 @@ def table(records: list[dict[str, Any]]) -> str:
         f"{r['cell']:<16}{r['parameters']:>11,}{r['milliseconds']:>9.2f}{r['beside_elman']:>9.2f}{_laws(r):>9}"
         for r in records
     ]
-    return "\n".join([head, *rows, "", _setting()])
+    return "\n".join([head, *rows, "", _setting(), *(line for r in records for line in _explained(r))])
+
+
+def _explained(record: dict[str, Any]) -> list[str]:
+    """What a cell computes, as lines of a terminal."""
+    formulas = [f"    {line}" for line in record["equations"]]
+    told = [f"  parameters: {record['formula']}", f"  reference: {record.get('reference', '')}"]
+    return ["", f"{record['cell']}: {record['summary']}", *formulas, *told]
 
 
 def page(records: list[dict[str, Any]]) -> str:

@@ -9,32 +9,31 @@ from recurra.cells.base import Cell, check_state, check_step
 from recurra.cells.elman import FUSED, Elman
 from recurra.cells.gru import GRU
 from recurra.cells.lstm import LSTM, LSTMState
-from recurra.kernels import packing
+from recurra.cells.wrap import Wrapper
+from recurra.kernels import native
 
 
 @final
-class Packed(Cell):
+class Packed(Wrapper):
     """An `Elman`, `LSTM` or `GRU` that steps natively, with its weights as they are now: later changes do not reach its step.
 
     State and numbers are those of the cell. Where a gradient is asked for, the cell itself steps.
     """
 
     def __init__(self, cell: "Elman | LSTM | GRU") -> None:
-        super().__init__()
-        self.cell = cell  # its parameters are those that were packed; sequences run through it
-        self.input_size, self.output_size = cell.input_size, cell.output_size
+        super().__init__(cell)  # its parameters are those that were packed; sequences run through it
         weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-        self._step = packing.pack(_kind(cell) or "", weights)
+        self._step = native.pack(_kind(cell) or "", weights)
 
-    def initial_state(self, batch: int) -> Any:
-        return self.cell.initial_state(batch)
+    def project(self, xs: Tensor) -> Tensor:
+        return xs  # the native step multiplies by both weights
 
     def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         return self.step(x, state)
 
     def step(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
         h = state[0]
-        if u.dtype is not torch.float32 or not u.is_cpu or _is_watched(u, h):
+        if u.dtype is not torch.float32 or not u.is_cpu or _is_watched(u, *state):
             return self.cell(u, state)
         if u.shape != (h.shape[0], self.input_size) or not self._fits(u, h):
             self._refuse(u, state)
@@ -56,20 +55,17 @@ class Packed(Cell):
         check_step(self, u, state)
         check_state(self, u, state)
 
-    def scan(self, xs: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
-        return self.cell.unroll(xs, state, lengths)
 
-
-def _is_watched(u: Tensor, h: Tensor) -> bool:
+def _is_watched(*given: Tensor) -> bool:
     """Whether a derivative or a transformation may be asked of this step."""
-    if torch.is_grad_enabled() and (u.requires_grad or h.requires_grad):
+    if torch.is_grad_enabled() and any(part.requires_grad for part in given):
         return True
     return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
 
 
 def with_packed_weights(cell: Cell) -> Cell:
     """The cell with every cell inside that has a native step replaced by its `Packed`, in place where it is inside."""
-    if _kind(cell) is not None and packing.packs(cell.weight_ih):
+    if _kind(cell) is not None and native.packs(cell.weight_ih):
         return Packed(cell)  # type: ignore[arg-type]
     for name, child in cell.named_children():
         if isinstance(child, Cell):

@@ -1,5 +1,6 @@
 """Cells made of cells."""
 
+from abc import ABC
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import cast, final
@@ -30,6 +31,7 @@ class Stacked(Cell):
                     f"build the upper one with input_size={below.output_size}"
                 )
         self.input_size, self.output_size = layers[0].input_size, layers[-1].output_size
+        self.tokens = layers[0].tokens
 
     def initial_state(self, batch: int) -> State:
         return tuple(cell.initial_state(batch) for cell in self.layers())
@@ -58,17 +60,34 @@ class Stacked(Cell):
         return xs, tuple(after)
 
 
-@final
-class LockedDropout(Cell):
-    """The cell, with a share of its outputs dropped in training: the same units at every step of one `unroll`."""
+class Wrapper(Cell, ABC):
+    """A cell around a cell, which does as the inner one wherever it says nothing else."""
 
-    def __init__(self, cell: Cell, share: float) -> None:
+    def __init__(self, cell: Cell) -> None:
         super().__init__()
-        self.cell, self.share = cell, check_share(share, "the share of outputs to drop")
+        self.cell, self.tokens = cell, cell.tokens
         self.input_size, self.output_size = cell.input_size, cell.output_size
 
     def initial_state(self, batch: int) -> State:
         return self.cell.initial_state(batch)
+
+    def project(self, xs: Tensor) -> State:
+        return self.cell.project(xs)
+
+    def step(self, u: State, state: State) -> tuple[Tensor, State]:
+        return self.cell.step(u, state)
+
+    def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        return self.cell.unroll(xs, state, lengths)
+
+
+@final
+class LockedDropout(Wrapper):
+    """The cell, with a share of its outputs dropped in training: the same units at every step of one `unroll`."""
+
+    def __init__(self, cell: Cell, share: float) -> None:
+        super().__init__(cell)
+        self.share = check_share(share, "the share of outputs to drop")
 
     def project(self, xs: Tensor) -> State:
         return self.cell.project(xs), self._mask(xs)
@@ -91,20 +110,16 @@ class LockedDropout(Cell):
 
 
 @final
-class Residual(Cell):
+class Residual(Wrapper):
     """The cell with its input added to its output: y = x + cell(x). The cell has as many outputs as inputs."""
 
     def __init__(self, cell: Cell) -> None:
-        super().__init__()
+        super().__init__(cell)
         if cell.input_size != cell.output_size:
             raise UsageError(
                 f"a residual cell adds its input to its output, and this {type(cell).__name__} has {cell.input_size} inputs "
                 f"and {cell.output_size} outputs; make them equal, or wrap it in Projected(cell, {cell.input_size}) first"
             )
-        self.cell, self.input_size, self.output_size = cell, cell.input_size, cell.output_size
-
-    def initial_state(self, batch: int) -> State:
-        return self.cell.initial_state(batch)
 
     def project(self, xs: Tensor) -> State:
         return self.cell.project(xs), xs
@@ -119,23 +134,17 @@ class Residual(Cell):
 
 
 @final
-class Projected(Cell):
+class Projected(Wrapper):
     """The cell with a linear layer on its output: y = W_yh h + b_y. What recurs stays as it is.
 
     Parameters besides the cell's own: size * (outputs of the cell + 1).
     """
 
     def __init__(self, cell: Cell, size: int) -> None:
-        super().__init__()
-        self.cell, self.input_size, self.output_size = cell, cell.input_size, size
+        super().__init__(cell)
+        self.output_size = size
         self.weight_yh = nn.Parameter(uniform_(cell.output_size, size, cell.output_size))
         self.bias_y = nn.Parameter(uniform_(cell.output_size, size))
-
-    def initial_state(self, batch: int) -> State:
-        return self.cell.initial_state(batch)
-
-    def project(self, xs: Tensor) -> State:
-        return self.cell.project(xs)
 
     def step(self, u: State, state: State) -> tuple[Tensor, State]:
         y, state = self.cell.step(u, state)
@@ -147,7 +156,7 @@ class Projected(Cell):
 
 
 @final
-class Zoneout(Cell):
+class Zoneout(Wrapper):
     """The cell with a share of its state held back: each unit of each field keeps its old value with probability `share`,
     drawn anew at every step in training; otherwise with that weight, the mean (Krueger et al. 2017, arXiv:1606.01305).
 
@@ -157,9 +166,8 @@ class Zoneout(Cell):
     """
 
     def __init__(self, cell: Cell, share: float) -> None:
-        super().__init__()
-        self.cell, self.share = cell, check_share(share, "the share of the state that zoneout keeps")
-        self.input_size, self.output_size = cell.input_size, cell.output_size
+        super().__init__(cell)
+        self.share = check_share(share, "the share of the state that zoneout keeps")
         with torch.no_grad():
             start = cell.initial_state(1)
             y, after = cell(torch.zeros(1, cell.input_size, dtype=next(leaves(start)).dtype), start)
@@ -168,9 +176,6 @@ class Zoneout(Cell):
                 f"the output of {type(cell).__name__} is not the first field of its state, so zoneout would not reach it; "
                 "wrap the cell inside, as in Projected(Zoneout(cell, share), size)"
             )
-
-    def initial_state(self, batch: int) -> State:
-        return self.cell.initial_state(batch)
 
     def project(self, xs: Tensor) -> State:
         return self.cell.project(xs), self._masks(xs)
@@ -182,6 +187,9 @@ class Zoneout(Cell):
             lambda m, old, new: m * old + (1 - m) * new if new.is_floating_point() else new, kept, state, after
         )
         return next(leaves(mixed)), mixed
+
+    def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        return self.loop(xs, state, lengths)  # what is held back goes into the next step: no faster path knows of it
 
     def _masks(self, xs: Tensor) -> State:
         """For each floating field of the state, what is kept of it at each step; for the others, nothing."""
@@ -197,12 +205,11 @@ class Zoneout(Cell):
 
 
 @final
-class LearntStart(Cell):
+class LearntStart(Wrapper):
     """The cell with a start state that is learnt: the floating fields of its state are parameters, one row for all."""
 
     def __init__(self, cell: Cell) -> None:
-        super().__init__()
-        self.cell, self.input_size, self.output_size = cell, cell.input_size, cell.output_size
+        super().__init__(cell)
         floating = {name: leaf for name, leaf in named(cell.initial_state(1)).items() if leaf.is_floating_point()}
         self.start = nn.ParameterDict(
             {_key(name): nn.Parameter(leaf.flatten().clone()) for name, leaf in floating.items()}
@@ -216,39 +223,21 @@ class LearntStart(Cell):
         ]
         return refill(plain, learnt)
 
-    def project(self, xs: Tensor) -> State:
-        return self.cell.project(xs)
-
-    def step(self, u: State, state: State) -> tuple[Tensor, State]:
-        return self.cell.step(u, state)
-
-    def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
-        return self.cell.unroll(xs, state, lengths)
-
 
 @final
-class RandomStart(Cell):
+class RandomStart(Wrapper):
     """The cell with a start state that is drawn in training, normal around the cell's own with deviation `std`: the network
     learns to find its way from anywhere (Zimmermann, Tietz & Grothmann 2012). Outside training it is the cell's own."""
 
     def __init__(self, cell: Cell, std: float = 0.1) -> None:
-        super().__init__()
-        self.cell, self.std, self.input_size, self.output_size = cell, std, cell.input_size, cell.output_size
+        super().__init__(cell)
+        self.std = std
 
     def initial_state(self, batch: int) -> State:
         plain = self.cell.initial_state(batch)
         if not self.training:
             return plain
         return tmap(lambda leaf: leaf + self.std * torch.randn_like(leaf) if leaf.is_floating_point() else leaf, plain)
-
-    def project(self, xs: Tensor) -> State:
-        return self.cell.project(xs)
-
-    def step(self, u: State, state: State) -> tuple[Tensor, State]:
-        return self.cell.step(u, state)
-
-    def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
-        return self.cell.unroll(xs, state, lengths)
 
 
 def _key(name: str) -> str:

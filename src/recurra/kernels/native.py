@@ -6,7 +6,7 @@ those of a graph that is being traced, `ops` has the same as operators of torch.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -27,6 +27,7 @@ KINDS = {"elman-tanh": 0, "elman-relu": 1, "lstm": 2, "gru": 3}
 AGAIN = {"elman-tanh": fused.elman_tanh, "elman-relu": fused.elman_relu, "lstm": fused.lstm, "gru": fused.gru}
 PLAIN = (Tensor, torch.nn.Parameter)
 WIDEST = 32  # units of the widest panel among the instruction sets, and a multiple of every other
+MANY_UNITS = 256  # of one step: from here on reading the weights takes longer than waking the threads
 LARGEST = 2**40  # elements of any one array: far above any memory, and far below an overflow of its address
 
 _forked = False
@@ -200,6 +201,21 @@ def _again(
 
 def fields(h: Tensor, c: Tensor | None) -> State:
     return (h,) if c is None else (h, c)
+
+
+def packs(weight: Tensor) -> bool:
+    """Whether weights such as this one can be packed for a step."""
+    return _native is not None and weight.dtype == torch.float32 and weight.is_cpu
+
+
+def pack(name: str, weights: Sequence[Tensor]) -> Callable[[int, int, int, int, int, int], None]:
+    """One step of the recurrence `name`, with weight_ih, weight_hh, bias_ih, bias_hh as they are now. It is called with the
+    number of rows and the addresses of x, h, c, the next h and the next c (0 where there is no c)."""
+    held = [weight.detach().contiguous() for weight in weights]
+    inputs, units = held[0].shape[1], held[1].shape[1]
+    threads = torch.get_num_threads() if units >= MANY_UNITS else 1
+    first, second, third, fourth = map(_address, held)
+    return _native.pack(KINDS[name], (inputs, units, threads), (first, second, third, fourth)).step
 
 
 def threads_for(name: str, batch: int, units: int) -> int:

@@ -105,10 +105,8 @@ class Language(Task):
         updates = (passes or 0.0) * self.corpora["train"].transitions / (REFERENCE_ROWS * config.train.chunk)
         if passes is None:
             chosen = _regime(384)
-        elif passes > 30:
+        elif passes > 20:
             chosen = _regime(512, rate=5e-3, dropout=0.5, input_dropout=0.2, recurrent_dropout=0.2)
-        elif passes > 12:
-            chosen = _regime(512, rate=5e-3, dropout=0.3, input_dropout=0.1)
         elif updates < FEW_UPDATES:
             chosen = _regime(256, rows=REFERENCE_ROWS // 2)
         else:
