@@ -5,6 +5,9 @@ namespace RECURRA_ISA {
 
 template <class Cell>
 void forward(const Problem& p) {
+  recurra::prefer_large_pages(p.y, p.batch * p.steps * p.units * sizeof(float));
+  if (p.saved)
+    recurra::prefer_large_pages(p.saved, Recurrence<Cell>::saved_floats(p.batch, p.steps, p.units) * sizeof(float));
   Recurrence<Cell> recurrence(p);
   typename Recurrence<Cell>::Forward work(recurrence);
   recurra::on_threads(recurrence.threads, [&](int thread) { recurrence.forward(work, thread); });
@@ -12,6 +15,7 @@ void forward(const Problem& p) {
 
 template <class Cell, int Panel>
 void backward_by(const Problem& p) {
+  recurra::prefer_large_pages(p.dx, p.batch * p.steps * p.inputs * sizeof(float));
   Recurrence<Cell, Panel> recurrence(p);
   typename Recurrence<Cell, Panel>::Backward work(recurrence);
   recurra::on_threads(recurrence.threads, [&](int thread) { recurrence.backward(work, thread); });

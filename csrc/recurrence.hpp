@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <numeric>
@@ -28,6 +29,8 @@ template <int Z>
 constexpr int ROWS = RECURRA_SUMS / Z < 1 ? 1 : RECURRA_SUMS / Z > 12 ? 12 : RECURRA_SUMS / Z;
 constexpr long CHUNK_ROWS = 96;     // of a projection or a product of gradients: what stays in cache
 constexpr long BACK_ROWS = 192;
+constexpr long GROUP_ROWS = 16;     // of a group at most, and of one in backward at least a quarter of that
+constexpr long SHARED_BYTES = 2 << 20;  // recurrent weights of which every core reads all: more are shared out among the cores
 
 template <int N>
 using Int = std::integral_constant<int, N>;
@@ -174,6 +177,52 @@ struct Rows {
   long at(const Problem& p, long i, long s) const { return row[i] * p.steps + (p.reverse ? length[i] - 1 - s : s); }
 };
 
+// Some rows that go through time together: the places first, first + stride, ... Groups do not wait for each other.
+struct Group {
+  long first, stride;
+  long place(long n) const { return first + n * stride; }
+  long count(long running) const { return running <= first ? 0 : (running - first + stride - 1) / stride; }
+};
+
+// The threads that run a group together, sharing its units; `rank` is the place of the calling thread.
+struct Crew {
+  int rank, size;
+  Barrier& barrier;
+  void wait() const { barrier.wait(); }
+  Share share(long n) const { return Share(n, rank, size); }
+};
+
+// All threads in crews, and the groups that the crews take one after the other.
+class Crews {
+ public:
+  Crews(int threads, long groups)
+      : groups(groups), threads_(threads), crews_(std::min<long>(threads, groups)), taken_(crews_), next_(crews_) {
+    for (int crew = 0; crew < crews_; crew++) barriers_.push_back(std::make_unique<Barrier>(size(crew)));
+  }
+  const long groups;
+  int smallest() const { return threads_ / crews_; }
+  int size(int crew) const { return (threads_ - crew + crews_ - 1) / crews_; }
+
+  template <class F>
+  void each(int thread, F&& f) {
+    const int number = thread % crews_;
+    const Crew crew{thread / crews_, size(number), *barriers_[number]};
+    // The first is settled, so that backward finds in its cache what forward left there.
+    for (long group = number; group < groups; group = taken_[number]) {
+      f(crew, Group{group, groups}, group);
+      crew.wait();
+      if (crew.rank == 0) taken_[number] = next_++;
+      crew.wait();
+    }
+  }
+
+ private:
+  const int threads_, crews_;
+  std::vector<std::unique_ptr<Barrier>> barriers_;
+  std::vector<long> taken_;
+  std::atomic<long> next_;
+};
+
 // Panel: vectors of a panel of a plain product, fewer for few units, so that little of a panel is empty.
 template <class Cell, int Panel = 4>
 struct Recurrence {
@@ -188,13 +237,14 @@ struct Recurrence {
   const Rows rows;
   const long B, T, I, H, panels, padded;  // `padded` units
   const int threads;
-  const bool by_rows;  // threads share the rows, or else the units
 
   explicit Recurrence(const Problem& problem)
       : p(problem), rows(problem), B(p.batch), T(p.steps), I(p.inputs), H(p.units), panels(ceil_div(H, U)),
-        padded(panels * U), threads(std::max(1, p.threads)), by_rows(rows_are_shared()) {}
+        padded(panels * U), threads(std::max(1, p.threads)) {}
 
-  bool rows_are_shared() const { return B >= 4 * threads && G * H * H * 4 <= (2 << 20); }
+  // Rows of a group where groups of `rows` are wished for: with weights that are too large for one core, or with few rows,
+  // all of them.
+  long rows_of_group(long rows) const { return B >= 8 && G * H * H * 4 <= SHARED_BYTES ? rows : std::max(1L, B); }
 
   // Floats that forward keeps for backward: for each step and place the gates, and c after the step.
   static int64_t saved_floats(int64_t batch, int64_t steps, int64_t units) {
@@ -259,16 +309,17 @@ struct Recurrence {
       std::vector<const float*> x;
       std::vector<long> start;
     };
+    const long rows;  // of a group
+    const long steps;  // of a chunk
     Buffer w, r, bias, state_bias, c;
     Barrier barrier;
-    long steps;  // of a chunk
+    Crews crews;
     std::vector<Local> local;
     Forward(const Recurrence& q)
-        : w(q.panels * q.I * Z * W), r(q.panels * q.H * Z * W), bias(q.panels * Z * W), state_bias(q.panels * Z * W),
-          c(q.B * q.padded), barrier(q.threads) {
-      const long rows = q.by_rows ? ceil_div(q.B, q.threads) : q.B;
-      const long width = (q.by_rows ? q.panels : ceil_div(q.panels, q.threads) + 1) * Z * W;
-      steps = std::max(1L, CHUNK_ROWS / rows);
+        : rows(q.rows_of_group(std::min(GROUP_ROWS, ceil_div(q.B, q.threads)))), steps(std::max(1L, CHUNK_ROWS / rows)),
+          w(q.panels * q.I * Z * W), r(q.panels * q.H * Z * W), bias(q.panels * Z * W), state_bias(q.panels * Z * W),
+          c(q.B * q.padded), barrier(q.threads), crews(q.threads, ceil_div(q.B, rows)) {
+      const long width = ceil_div(q.panels, crews.smallest()) * Z * W;
       for (int thread = 0; thread < q.threads; thread++) {
         local.push_back({Buffer(steps * rows * width), {}, std::vector<long>(steps + 1)});
         local.back().x.reserve(steps * rows);
@@ -284,44 +335,45 @@ struct Recurrence {
     pack(p.w_ih, I, f.w.at(), Share(panels, thread, threads));
     pack(p.w_hh, H, f.r.at(), Share(panels, thread, threads));
     if (thread == 0) pack_biases(f.bias, f.state_bias);
-    for (long i = thread; i < B; i += threads) {
+    f.barrier.wait();
+    f.crews.each(thread, [&](const Crew& crew, Group group, long) { forward_group(f, f.local[thread], crew, group); });
+  }
+
+  void forward_group(Forward& f, typename Forward::Local& local, const Crew& crew, Group group) const {
+    for (long n = crew.rank; n < group.count(B); n += crew.size) {
+      const long i = group.place(n);
       if (Cell::fields > 1) {
         std::memcpy(f.c.at(i * padded), p.c0 + rows.row[i] * H, H * sizeof(float));
         std::fill(f.c.at(i * padded + H), f.c.at((i + 1) * padded), 0.0f);
       }
       for (long t = rows.length[i]; t < T; t++) std::memset(p.y + (rows.row[i] * T + t) * H, 0, H * sizeof(float));
     }
-    f.barrier.wait();
-
-    const int stride = by_rows ? threads : 1, first = by_rows ? thread : 0;
-    const Share mine = by_rows ? Share(panels, 0, 1) : Share(panels, thread, threads);
-    auto count = [&](long s) { return rows.running[s] <= first ? 0L : (rows.running[s] - first + stride - 1) / stride; };
+    crew.wait();
+    const Share mine = crew.share(panels);
     const long width = (mine.end - mine.begin) * Z * W;
-    Buffer& sums = f.local[thread].sums;
-    std::vector<const float*>& x = f.local[thread].x;
-    std::vector<long>& start = f.local[thread].start;
+    std::vector<const float*>& x = local.x;
     for (long s0 = 0; s0 < T; s0 += f.steps) {
       const long s1 = std::min(T, s0 + f.steps);
       x.clear();
       for (long s = s0; s < s1; s++) {
-        start[s - s0] = x.size();
-        for (long n = 0; n < count(s); n++) x.push_back(p.x + rows.at(p, first + n * stride, s) * I);
+        local.start[s - s0] = x.size();
+        for (long n = 0; n < group.count(rows.running[s]); n++) x.push_back(p.x + rows.at(p, group.place(n), s) * I);
       }
-      project(f, x, mine, sums.at(), width);
+      project(f, x, mine, local.sums.at(), width);
       for (long s = s0; s < s1; s++) {
         const bool back = s & 1;  // walking the panels to and fro keeps the last of them in cache
         for (long n = mine.begin; n < mine.end; n++) {
           long panel = back ? mine.end - 1 - (n - mine.begin) : n;
-          const float* of_panel = sums.at(start[s - s0] * width + (panel - mine.begin) * Z * W);
-          in_tiles<ROWS<Z>>(count(s), [&](long at, auto R) {
-            step<R>(f, s, first + at * stride, stride, panel, of_panel + at * width, width);
+          const float* of_panel = local.sums.at(local.start[s - s0] * width + (panel - mine.begin) * Z * W);
+          in_tiles<ROWS<Z>>(group.count(rows.running[s]), [&](long at, auto R) {
+            step<R>(f, s, group.place(at), group.stride, panel, of_panel + at * width, width);
           });
         }
-        if (!by_rows) f.barrier.wait();
+        crew.wait();
       }
     }
-    f.barrier.wait();
-    for (long i = thread; i < B; i += threads) {
+    for (long n = crew.rank; n < group.count(B); n += crew.size) {
+      const long i = group.place(n);
       std::memcpy(p.h_last + rows.row[i] * H, h_before(i, rows.length[i]), H * sizeof(float));
       if (Cell::fields > 1) std::memcpy(p.c_last + rows.row[i] * H, f.c.at(i * padded), H * sizeof(float));
     }
@@ -370,7 +422,7 @@ struct Recurrence {
   }
 
   template <int R>
-  RECURRA_INLINE void step(Forward& f, long s, long place, int stride, long panel, const float* sums, long width) const {
+  RECURRA_INLINE void step(Forward& f, long s, long place, long stride, long panel, const float* sums, long width) const {
     const float* h[R];
     for (int m = 0; m < R; m++) h[m] = h_before(place + m * stride, s);
     tile(
@@ -390,86 +442,118 @@ struct Recurrence {
   // --- backward ---
 
   // Gradients of the sums of a chunk of steps, a row for each step and place, and the factors that they are multiplied by.
-  struct Backward {
-    long in_panels, in_padded, h_panels, width, steps;
-    Buffer w, r, dh, dc, d, x, h, dw, dr, db;
-    Barrier barrier;
-    std::vector<std::vector<long>> start;  // by thread
-    std::vector<std::vector<float*>> out;
-    Backward(const Recurrence& q)
-        : in_panels(ceil_div(q.I, N * W)), in_padded(in_panels * N * W), h_panels(ceil_div(q.H, N * W)),
-          width(D * q.wide() + 16), steps(std::max(1L, BACK_ROWS / std::max(1L, q.B))),
-          w(in_panels * G * q.H * N * W), r(h_panels * G * q.H * N * W), dh(q.B * q.wide()), dc(q.B * q.wide()),
-          d(steps * q.B * width), x(steps * q.B * in_padded), h(steps * q.B * h_panels * N * W),
-          dw(G * q.H * in_padded), dr(G * q.H * h_panels * N * W), db(D * q.wide()), barrier(q.threads),
-          start(q.threads, std::vector<long>(steps + 1)), out(q.threads, std::vector<float*>(steps * q.B)) {}
+  struct Chunk {
+    Buffer d, x, h;
+    std::vector<long> start;  // by step: the first of its rows
+    long total = 0;           // of rows
   };
 
-  long wide() const { return ceil_div(H, N * W) * N * W; }  // a multiple of every panel
+  // Sums over all rows of a group. Who adds up which rows in which order is settled by the sizes, whatever the threads.
+  struct Sums {
+    Buffer dw, dr, db;
+  };
+
+  struct Backward {
+    const long rows;  // of a group
+    const long steps;  // of a chunk
+    const long in_panels, in_padded, h_panels, wide, width;  // wide: units, a multiple of every panel
+    Buffer w, r, dh, dc;
+    Barrier barrier;
+    Crews crews;
+    std::vector<Chunk> chunks;             // by crew
+    std::vector<Sums> sums;                // by group
+    std::vector<std::vector<float*>> out;  // by thread
+    Backward(const Recurrence& q)
+        : rows(q.rows_of_group(std::clamp(ceil_div(q.B, 4), GROUP_ROWS / 4, GROUP_ROWS))),
+          steps(std::max(1L, BACK_ROWS / rows)), in_panels(ceil_div(q.I, N * W)), in_padded(in_panels * N * W),
+          h_panels(ceil_div(q.H, N * W)), wide(h_panels * N * W), width(D * wide + 16), w(in_panels * G * q.H * N * W),
+          r(h_panels * G * q.H * N * W), dh(q.B * wide), dc(q.B * wide), barrier(q.threads),
+          crews(q.threads, ceil_div(q.B, rows)), out(q.threads, std::vector<float*>(steps * rows)) {
+      for (int crew = 0; crew < std::min<long>(q.threads, crews.groups); crew++)
+        chunks.push_back({Buffer(steps * rows * width), Buffer(steps * rows * in_padded), Buffer(steps * rows * wide),
+                          std::vector<long>(steps + 1)});
+      for (long group = 0; group < crews.groups; group++)
+        sums.push_back({Buffer(G * q.H * in_padded), Buffer(G * q.H * wide), Buffer(D * wide)});
+    }
+  };
 
   void backward(Backward& b, int thread) const {
-    const long HP = wide();
     pack_plain(p.w_ih, G * H, I, b.w.at(), Share(b.in_panels, thread, threads));
     pack_plain(p.w_hh, G * H, H, b.r.at(), Share(b.h_panels, thread, threads));
-    for (long i = thread; i < B; i += threads) {
-      take(p.dh_last, i, b.dh.at(i * HP));
-      if (Cell::fields > 1) take(p.dc_last, i, b.dc.at(i * HP));
-      if (p.dx)
-        for (long t = rows.length[i]; t < T; t++) std::memset(p.dx + (rows.row[i] * T + t) * I, 0, I * sizeof(float));
-    }
-    if (thread == 0) b.dw.zero(G * H * b.in_padded), b.dr.zero(G * H * HP), b.db.zero(D * HP);
     b.barrier.wait();
-
-    std::vector<long>& start = b.start[thread];
-    for (long s1 = T; s1 > 0;) {
-      const long s0 = std::max(0L, s1 - b.steps);
-      long total = 0;
-      for (long s = s0; s < s1; s++) start[s - s0] = total, total += rows.running[s];
-      for (long s = s1 - 1; s >= s0; s--) back_step(b, thread, s, start[s - s0]);
-      b.barrier.wait();
-      gather(b, thread, s0, s1, start);
-      if (p.dx) back_inputs(b, thread, s0, s1, start, total);
-      b.barrier.wait();
-      back_weights(b, thread, total);
-      b.barrier.wait();
-      s1 = s0;
-    }
+    b.crews.each(thread, [&](const Crew& crew, Group group, long number) {
+      back_group(b, b.chunks[thread % b.chunks.size()], b.sums[number], b.out[thread], crew, group);
+    });
+    b.barrier.wait();
     give(b, thread);
   }
 
-  void take(const float* from, long i, float* to) const {
+  void back_group(Backward& b, Chunk& chunk, Sums& sums, std::vector<float*>& out, const Crew& crew, Group group) const {
+    for (long n = crew.rank; n < group.count(B); n += crew.size) {
+      const long i = group.place(n);
+      take(b, p.dh_last, i, b.dh);
+      if (Cell::fields > 1) take(b, p.dc_last, i, b.dc);
+      if (p.dx)
+        for (long t = rows.length[i]; t < T; t++) std::memset(p.dx + (rows.row[i] * T + t) * I, 0, I * sizeof(float));
+    }
+    if (crew.rank == 0) sums.dw.zero(G * H * b.in_padded), sums.dr.zero(G * H * b.wide), sums.db.zero(D * b.wide);
+    crew.wait();
+    for (long s1 = T; s1 > 0;) {
+      const long s0 = std::max(0L, s1 - b.steps);
+      if (crew.rank == 0) {
+        chunk.total = 0;
+        for (long s = s0; s < s1; s++) chunk.start[s - s0] = chunk.total, chunk.total += group.count(rows.running[s]);
+      }
+      crew.wait();
+      for (long s = s1 - 1; s >= s0; s--) back_step(b, chunk, crew, group, s, chunk.start[s - s0]);
+      crew.wait();
+      gather(b, chunk, crew, group, s0, s1);
+      if (p.dx) back_inputs(b, chunk, out, crew, group, s0, s1);
+      crew.wait();
+      back_weights(b, chunk, sums, crew);
+      crew.wait();
+      s1 = s0;
+    }
+    for (long n = crew.rank; n < group.count(B); n += crew.size) {
+      const long i = group.place(n);
+      std::memcpy(p.dh0 + rows.row[i] * H, b.dh.at(i * b.wide), H * sizeof(float));
+      if (Cell::fields > 1) std::memcpy(p.dc0 + rows.row[i] * H, b.dc.at(i * b.wide), H * sizeof(float));
+    }
+  }
+
+  void take(Backward& b, const float* from, long i, Buffer& into) const {
+    float* to = into.at(i * b.wide);
     if (from) std::memcpy(to, from + rows.row[i] * H, H * sizeof(float));
-    std::fill(to + (from ? H : 0), to + wide(), 0.0f);
+    std::fill(to + (from ? H : 0), to + b.wide, 0.0f);
   }
 
   // The gradients of the sums of one step, and with them the gradient of the state before it.
-  void back_step(Backward& b, int thread, long s, long start) const {
-    const long HP = wide(), n = rows.running[s];
-    const int stride = by_rows ? threads : 1, first = by_rows ? thread : 0;
-    const long count = n <= first ? 0 : (n - first + stride - 1) / stride;
-    const Share units = by_rows ? Share(b.h_panels, 0, 1) : Share(b.h_panels, thread, threads);
-    for (long k = 0; k < count; k++) back_gates(b, s, first + k * stride, start, units);
-    if (!by_rows) b.barrier.wait();
+  void back_step(Backward& b, Chunk& chunk, const Crew& crew, Group group, long s, long start) const {
+    const long count = group.count(rows.running[s]);
+    const Share units = crew.share(b.h_panels);
+    for (long n = 0; n < count; n++) back_gates(b, s, group.place(n), chunk.d.at((start + n) * b.width), units);
+    crew.wait();
     for (long panel = units.begin; panel < units.end; panel++)
       in_tiles<ROWS<N>>(count, [&](long at, auto R) {
-          vf sum[R][N];
-          const float* d[R];
-          for (int m = 0; m < R; m++)
-            for (int z = 0; z < N; z++) sum[m][z] = load(b.dh.at((first + (at + m) * stride) * HP + (panel * N + z) * W));
-          for (int g = 0; g < G; g++) {
-            const float* r = b.r.at((panel * G * H + g * H) * N * W);
-            for (int m = 0; m < R; m++) d[m] = b.d.at((start + first + (at + m) * stride) * b.width + state_side(g) * HP);
-            multiply(B == 1, sum, d, r, H);
-          }
-          for (int m = 0; m < R; m++)
-            for (int z = 0; z < N; z++) store(b.dh.at((first + (at + m) * stride) * HP + (panel * N + z) * W), sum[m][z]);
+        vf sum[R][N];
+        const float* d[R];
+        float* dh[R];
+        for (int m = 0; m < R; m++) {
+          dh[m] = b.dh.at(group.place(at + m) * b.wide + panel * N * W);
+          for (int z = 0; z < N; z++) sum[m][z] = load(dh[m] + z * W);
+        }
+        for (int g = 0; g < G; g++) {
+          for (int m = 0; m < R; m++) d[m] = chunk.d.at((start + at + m) * b.width + state_side(g) * b.wide);
+          multiply(B == 1, sum, d, b.r.at((panel * G * H + g * H) * N * W), H);
+        }
+        for (int m = 0; m < R; m++)
+          for (int z = 0; z < N; z++) store(dh[m] + z * W, sum[m][z]);
       });
   }
 
-  void back_gates(Backward& b, long s, long i, long start, Share units) const {
-    const long HP = wide();
+  void back_gates(Backward& b, long s, long i, float* d, Share units) const {
+    const long HP = b.wide;
     const float *dy = p.dy ? p.dy + rows.at(p, i, s) * H : nullptr, *y = p.y + rows.at(p, i, s) * H, *h = h_before(i, s);
-    float* d = b.d.at((start + i) * b.width);
     for (long unit = units.begin * N * W; unit < units.end * N * W; unit += W) {
       const long left = H - unit, panel = unit / U, v = unit % U / W;
       if (left <= 0) {
@@ -493,52 +577,55 @@ struct Recurrence {
     }
   }
 
-  void gather(Backward& b, int thread, long s0, long s1, const std::vector<long>& start) const {
+  void gather(Backward& b, Chunk& chunk, const Crew& crew, Group group, long s0, long s1) const {
     for (long s = s0; s < s1; s++)
-      for (long i = thread; i < rows.running[s]; i += threads) {
-        const long place = start[s - s0] + i;
-        float *x = b.x.at(place * b.in_padded), *h = b.h.at(place * wide());
+      for (long n = crew.rank; n < group.count(rows.running[s]); n += crew.size) {
+        const long place = chunk.start[s - s0] + n, i = group.place(n);
+        float *x = chunk.x.at(place * b.in_padded), *h = chunk.h.at(place * b.wide);
         std::memcpy(x, p.x + rows.at(p, i, s) * I, I * sizeof(float));
         std::fill(x + I, x + b.in_padded, 0.0f);
         std::memcpy(h, h_before(i, s), H * sizeof(float));
-        std::fill(h + H, h + wide(), 0.0f);
+        std::fill(h + H, h + b.wide, 0.0f);
       }
   }
 
-  void back_inputs(Backward& b, int thread, long s0, long s1, const std::vector<long>& start, long total) const {
-    std::vector<float*>& out = b.out[thread];
+  void back_inputs(Backward& b, Chunk& chunk, std::vector<float*>& out, const Crew& crew, Group group, long s0,
+                   long s1) const {
     for (long s = s0; s < s1; s++)
-      for (long i = 0; i < rows.running[s]; i++) out[start[s - s0] + i] = p.dx + rows.at(p, i, s) * I;
-    const Share mine(total, thread, threads);
+      for (long n = 0; n < group.count(rows.running[s]); n++)
+        out[chunk.start[s - s0] + n] = p.dx + rows.at(p, group.place(n), s) * I;
+    const Share mine = crew.share(chunk.total);
     for (long panel = 0; panel < b.in_panels; panel++)
       in_tiles<ROWS<N>>(mine.end - mine.begin, [&](long at, auto R) {
-          vf sum[R][N] = {};
-          const float* d[R];
-          for (int g = 0; g < G; g++) {
-            for (int m = 0; m < R; m++) d[m] = b.d.at((mine.begin + at + m) * b.width + g * wide());
-            multiply(sum, d, b.w.at((panel * G * H + g * H) * N * W), H);
+        vf sum[R][N] = {};
+        const float* d[R];
+        for (int g = 0; g < G; g++) {
+          for (int m = 0; m < R; m++) d[m] = chunk.d.at((mine.begin + at + m) * b.width + g * b.wide);
+          multiply(sum, d, b.w.at((panel * G * H + g * H) * N * W), H);
+        }
+        for (int m = 0; m < R; m++)
+          for (int z = 0; z < N; z++) {
+            const long column = (panel * N + z) * W;
+            store_part(out[mine.begin + at + m] + column, sum[m][z], I - column);
           }
-          for (int m = 0; m < R; m++)
-            for (int z = 0; z < N; z++) {
-              const long column = (panel * N + z) * W;
-              store_part(out[mine.begin + at + m] + column, sum[m][z], I - column);
-            }
       });
   }
 
   // dW += d' x, dR += d' h, db += d, each thread its own rows of the results, over all rows of the chunk in order. A chunk is
   // added up by itself first: the error of a long sum grows with the parts that are added one by one.
-  void back_weights(Backward& b, int thread, long total) const {
+  void back_weights(Backward& b, Chunk& chunk, Sums& sums, const Crew& crew) const {
     for (int g = 0; g < G; g++) {
-      const Share mine(H, thread, threads);
-      outer(b.d.at(g * wide()), b.width, b.x.at(), b.in_padded, total, b.dw.at(g * H * b.in_padded), mine);
-      outer(b.d.at(state_side(g) * wide()), b.width, b.h.at(), wide(), total, b.dr.at(g * H * wide()), mine);
+      const Share mine = crew.share(H);
+      const float *d = chunk.d.at(g * b.wide), *d_state = chunk.d.at(state_side(g) * b.wide);
+      outer(d, b.width, chunk.x.at(), b.in_padded, chunk.total, sums.dw.at(g * H * b.in_padded), mine);
+      outer(d_state, b.width, chunk.h.at(), b.wide, chunk.total, sums.dr.at(g * H * b.wide), mine);
     }
-    const Share vectors(D * wide() / W, thread, threads);
+    const Share vectors = crew.share(D * b.wide / W);
     for (long v = vectors.begin; v < vectors.end; v++) {
-      vf sum = {};
-      for (long r = 0; r < total; r++) sum += load(b.d.at(r * b.width + v * W));
-      store(b.db.at(v * W), load(b.db.at(v * W)) + sum);
+      vf part[8] = {}, sum = {};
+      for (long r = 0; r < chunk.total; r++) part[r % 8] += load(chunk.d.at(r * b.width + v * W));
+      for (const vf& one : part) sum += one;
+      store(sums.db.at(v * W), load(sums.db.at(v * W)) + sum);
     }
   }
 
@@ -554,22 +641,26 @@ struct Recurrence {
       });
   }
 
-  // From the padded sums to the arrays of the caller.
+  // From the padded sums of the groups, added in their order, to the arrays of the caller.
   void give(Backward& b, int thread) const {
     const Share mine(G * H, thread, threads);
     for (long row = mine.begin; row < mine.end; row++) {
-      std::memcpy(p.dw_ih + row * I, b.dw.at(row * b.in_padded), I * sizeof(float));
-      std::memcpy(p.dw_hh + row * H, b.dr.at(row * wide()), H * sizeof(float));
-    }
-    for (long i = thread; i < B; i += threads) {
-      std::memcpy(p.dh0 + rows.row[i] * H, b.dh.at(i * wide()), H * sizeof(float));
-      if (Cell::fields > 1) std::memcpy(p.dc0 + rows.row[i] * H, b.dc.at(i * wide()), H * sizeof(float));
+      add_up(b, &Sums::dw, row * b.in_padded, I, p.dw_ih + row * I);
+      add_up(b, &Sums::dr, row * b.wide, H, p.dw_hh + row * H);
     }
     if (thread == 0)
       for (int g = 0; g < G; g++) {
-        std::memcpy(p.db_ih + g * H, b.db.at(g * wide()), H * sizeof(float));
-        std::memcpy(p.db_hh + g * H, b.db.at(state_side(g) * wide()), H * sizeof(float));
+        add_up(b, &Sums::db, g * b.wide, H, p.db_ih + g * H);
+        add_up(b, &Sums::db, state_side(g) * b.wide, H, p.db_hh + g * H);
       }
+  }
+
+  static void add_up(Backward& b, Buffer Sums::*part, long at, long n, float* to) {
+    std::memcpy(to, (b.sums[0].*part).at(at), n * sizeof(float));
+    for (size_t group = 1; group < b.sums.size(); group++) {
+      const float* more = (b.sums[group].*part).at(at);
+      for (long k = 0; k < n; k++) to[k] += more[k];
+    }
   }
 };
 

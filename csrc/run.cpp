@@ -2,7 +2,7 @@
 
 #if defined(__linux__)
 #include <linux/futex.h>
-#include <sys/resource.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <stdexcept>
 #include <mutex>
 #include <new>
@@ -122,6 +123,7 @@ Block take_block(size_t bytes) {
   }
   void* start = std::aligned_alloc(64, bytes);
   if (!start) throw std::bad_alloc();
+  prefer_large_pages(start, bytes);
   return {start, bytes};
 }
 
@@ -138,23 +140,37 @@ void give_block(Block block) noexcept {
   std::free(block.start);
 }
 
+void prefer_large_pages(const void* start, size_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t page = 2 << 20;
+  if (bytes < (32 << 20)) return;
+  const uintptr_t from = (reinterpret_cast<uintptr_t>(start) + page - 1) & ~(page - 1);
+  const uintptr_t to = (reinterpret_cast<uintptr_t>(start) + bytes) & ~(page - 1);
+  if (start && to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // a wish: no harm if refused
+#else
+  (void)start, (void)bytes;
+#endif
+}
+
 namespace {
 
-// What is known of other work on the machine: how often threads of late calls were set aside for it. Alone on its cores a
-// process is set aside some 25 times a second; beside one other busy process, some hundreds of times.
+// What is known of other work on the machine: in how much of the time of late calls no thread advanced. Where that is more
+// than half, two threads take longer than one would; alone on its cores a process loses some thousandths.
 class Crowd {
  public:
   int threads(int wished) { return wished > 1 && alone_until_.load(std::memory_order_relaxed) > now() ? 1 : wished; }
 
-  void learn(long times, int64_t nanoseconds) {
+  // Nanoseconds of a call, and those of them that its busiest thread was running.
+  void learn(int64_t whole, int64_t busy) {
     std::lock_guard<std::mutex> lock(mutex_);
-    const double fading = std::exp(-nanoseconds / MEMORY);
-    times_ = times_ * fading + times;
-    span_ = span_ * fading + nanoseconds;
-    if (times_ >= ENOUGH && times_ * 1e9 > OFTEN * span_) {
+    const double fading = std::exp(-whole / MEMORY);
+    lost_ = lost_ * fading + (whole - busy);
+    span_ = span_ * fading + whole;
+    if (span_ < ENOUGH) return;
+    if (lost_ > span_ / 2) {
       pause_ = std::min(LONGEST, std::max(SHORTEST, 2 * pause_));
       alone_until_ = now() + pause_;
-      times_ = span_ = 0;
+      lost_ = span_ = 0;
     } else if (span_ > MEMORY / 2) {
       pause_ = 0;
     }
@@ -163,21 +179,20 @@ class Crowd {
   static int64_t now() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
 
  private:
-  static constexpr int64_t SHORTEST = 50'000'000, LONGEST = 2'000'000'000;  // nanoseconds with one thread
-  static constexpr double ENOUGH = 10, OFTEN = 100, MEMORY = 300e6;         // times; times a second; nanoseconds
+  // Nanoseconds: with one thread; of calls before anything is concluded; until a call is forgotten.
+  static constexpr int64_t SHORTEST = 50'000'000, LONGEST = 1'000'000'000;
+  static constexpr double ENOUGH = 10e6, MEMORY = 300e6;
   std::atomic<int64_t> alone_until_{0};
   std::mutex mutex_;
   int64_t pause_ = 0;
-  double times_ = 0, span_ = 0;
+  double lost_ = 0, span_ = 0;
 };
 Crowd crowd;
 
-long times_set_aside() {
-#if defined(__linux__)
-  rusage usage;
-  if (getrusage(RUSAGE_THREAD, &usage) == 0) return usage.ru_nivcsw;
-#endif
-  return 0;
+// Nanoseconds that the calling thread has been running.
+int64_t time_running() {
+  timespec t;
+  return clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t) == 0 ? t.tv_sec * int64_t(1'000'000'000) + t.tv_nsec : 0;
 }
 
 }  // namespace
@@ -189,18 +204,20 @@ void on_threads(int threads, const std::function<void(int)>& work) {
 #ifdef _OPENMP
   bool enough = false;
   Barrier together(threads);
-  std::atomic<long> set_aside{0};
+  std::atomic<int64_t> busiest{0};
   const int64_t began = Crowd::now();
 #pragma omp parallel num_threads(threads)
   // Fewer threads than asked for would wait for each other without end.
   if (omp_get_num_threads() == threads) {
     if (omp_get_thread_num() == 0) enough = true;
-    const long before = times_set_aside();
+    const int64_t before = time_running();
     work(omp_get_thread_num());
-    set_aside += times_set_aside() - before;
     together.wait();  // sleeping, where the end of the region would spin
+    const int64_t busy = time_running() - before;
+    for (int64_t most = busiest; busy > most && !busiest.compare_exchange_weak(most, busy);) {
+    }
   }
-  crowd.learn(set_aside, Crowd::now() - began);
+  crowd.learn(Crowd::now() - began, busiest);
   if (!enough) throw std::runtime_error("OpenMP gave fewer threads than torch.get_num_threads(); call torch.set_num_threads(1)");
 #else
   throw std::runtime_error("recurra was built without OpenMP; call torch.set_num_threads(1)");

@@ -30,6 +30,10 @@ struct Block {
 Block take_block(size_t bytes);  // throws std::bad_alloc
 void give_block(Block block) noexcept;
 
+// Asks for large pages for a large array that is about to be written: above 32 MiB the C library takes fresh pages at every
+// call, and getting them one by one took 7 % of the time of training.
+void prefer_large_pages(const void* start, size_t bytes);
+
 // How many threads to use where so many are wished for: one while other work takes the cores from this process, since a
 // thread that is set aside holds up all the others. The results have the same bits either way.
 int threads_now(int wished);

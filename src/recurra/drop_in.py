@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from recurra import cells
+from recurra import cells, kernels
 from recurra.cells import Cell
 from recurra.state import State, flipped
 
@@ -78,6 +78,7 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.GRUCell: GRUCell,
     nn.LSTMCell: LSTMCell,
 }
+LSTMS, GRUS = (nn.LSTM, nn.LSTMCell), (nn.GRU, nn.GRUCell)
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
 
 
@@ -234,23 +235,42 @@ class _Selection(torch.autograd.Function):
 
 def _layers(module: Any, xs: Tensor, lengths: Tensor | None, hx: Start | None) -> tuple[Tensor, Start]:
     """All layers and directions over `[batch, time, features]`; torch numbers the states layer by layer, forward first."""
-    ends: list[State] = []
+    ends: list[Start] = []
     directions = ("", "_reverse") if module.bidirectional else ("",)
     for layer in range(module.num_layers):
         sides = []
         for suffix in directions:
-            cell = _cell_of(module, xs.shape[2], f"_l{layer}{suffix}")
-            start = (
-                cell.initial_state(xs.shape[0]) if hx is None else _state(cell, tuple(part[len(ends)] for part in hx))
-            )
-            # `scan` and not `unroll`: torch's checks were made, and nobody sees what lies past the end of a packed row.
-            ys, last = cell.scan(flipped(xs, lengths) if suffix else xs, start, lengths)
-            sides.append(flipped(ys, lengths) if suffix else ys)
+            start = None if hx is None else tuple(part[len(ends)] for part in hx)
+            ys, last = _one_way(module, f"_l{layer}{suffix}", xs, lengths, start)
+            sides.append(ys)
             ends.append(last)
         xs = torch.cat(sides, dim=2) if module.bidirectional else sides[0]
         if module.dropout > 0 and layer < module.num_layers - 1:
             xs = _dropout(xs, module)
+    if len(ends) == 1:
+        return xs, tuple(part[None] for part in ends[0])
     return xs, tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
+
+
+def _one_way(module: Any, suffix: str, xs: Tensor, lengths: Tensor | None, start: Start | None) -> tuple[Tensor, Start]:
+    """One layer in one direction. Not by `Cell.unroll`: torch's checks were made, and nobody sees what lies past the end of a
+    packed row."""
+    name, weights, reverse = _name(module), _weights(module, suffix), suffix.endswith("_reverse")
+    if start is None:
+        start = _zeros(module, xs.shape[0], weights[1])
+    fast = kernels.run(name, xs, lengths, start, weights, reverse)
+    if fast is not None:
+        return fast
+    cell = _cell(name, xs.shape[2], module.hidden_size, weights)
+    ys, last = cell.scan(flipped(xs, lengths) if reverse else xs, _state(cell, start), lengths)
+    return flipped(ys, lengths) if reverse else ys, last
+
+
+def _zeros(module: Any, batch: int, like: Tensor) -> Start:
+    h = like.new_zeros(batch, like.shape[1])
+    if not isinstance(module, LSTMS):
+        return (h,)
+    return h, h if like.shape[1] == module.hidden_size else like.new_zeros(batch, module.hidden_size)
 
 
 def _dropout(xs: Tensor, module: Any) -> Tensor:
@@ -277,7 +297,7 @@ def _one_step(module: Any, input: Tensor, hx: Start | None) -> State:
     x = input if batched else input[None]
     start = None if hx is None else tuple(part if batched else part[None] for part in hx)
     _check_one_step(module, x, start or ())
-    cell = _cell_of(module, x.shape[1], "")
+    cell = _cell(_name(module), x.shape[1], module.hidden_size, _weights(module, ""))
     _, after = cell(x, cell.initial_state(x.shape[0]) if start is None else _state(cell, start))
     return after if batched else tuple(part[0] for part in after)
 
@@ -295,38 +315,43 @@ def _check_one_step(module: Any, x: Tensor, start: Start) -> None:
             )
 
 
-def _cell_of(module: Any, inputs: int, suffix: str) -> Cell:
-    """A cell of ours over the weights that the module has now, under torch's names with this suffix. Whatever stands in for
-    them (a parametrisation, `functional_call`) is used."""
-    weights = {name: getattr(module, name + suffix) for name in ("weight_ih", "weight_hh")}
-    rows = weights["weight_hh"]
-    for name in ("bias_ih", "bias_hh"):
-        weights[name] = getattr(module, name + suffix) if module.bias else rows.new_zeros(rows.shape[0])
-    if getattr(module, "proj_size", 0):
-        weights["weight_hr"] = getattr(module, "weight_hr" + suffix)
-    frame = _frame(_kind(module), inputs, module.hidden_size, getattr(module, "proj_size", 0))
-    cell = copy.copy(frame)
-    cell.__dict__.update(weights)  # as plain attributes: not all of them are parameters, and none is the cell's own
+def _weights(module: Any, suffix: str) -> tuple[Tensor, ...]:
+    """What the module has now under torch's names with this suffix: weight_ih, weight_hh, bias_ih, bias_hh, and weight_hr of
+    a projection. Whatever stands in for one (a parametrisation, `functional_call`) is used."""
+    w_ih, w_hh = getattr(module, "weight_ih" + suffix), getattr(module, "weight_hh" + suffix)
+    if module.bias:
+        b_ih, b_hh = getattr(module, "bias_ih" + suffix), getattr(module, "bias_hh" + suffix)
+    else:
+        b_ih = b_hh = w_hh.new_zeros(w_hh.shape[0])
+    projected = (getattr(module, "weight_hr" + suffix),) if getattr(module, "proj_size", 0) else ()
+    return w_ih, w_hh, b_ih, b_hh, *projected
+
+
+def _name(module: Any) -> str:
+    """Of the recurrence, as in `kernels.KERNELS`."""
+    if isinstance(module, LSTMS):
+        return "lstm-projected" if getattr(module, "proj_size", 0) else "lstm"
+    return "gru" if isinstance(module, GRUS) else f"elman-{module.nonlinearity}"
+
+
+def _cell(name: str, inputs: int, units: int, weights: tuple[Tensor, ...]) -> Cell:
+    """A cell of ours over these weights."""
+    cell = copy.copy(_frame(name, inputs, units, weights[1].shape[1]))
+    # As plain attributes: not all of them are parameters, and none is the cell's own.
+    cell.__dict__.update(zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"), weights, strict=False))
     return cell
 
 
-def _kind(module: Any) -> str:
-    if isinstance(module, nn.GRU | nn.GRUCell):
-        return "gru"
-    return "lstm" if isinstance(module, nn.LSTM | nn.LSTMCell) else module.nonlinearity
-
-
 @lru_cache(maxsize=256)
-def _frame(kind: str, inputs: int, units: int, projection: int) -> Cell:
+def _frame(name: str, inputs: int, units: int, outputs: int) -> Cell:
     """A cell without weights."""
     build: Callable[[], Cell] = {
-        "tanh": lambda: cells.Elman(inputs, units),
-        "relu": lambda: cells.Elman(inputs, units, activation="relu"),
+        "elman-tanh": lambda: cells.Elman(inputs, units),
+        "elman-relu": lambda: cells.Elman(inputs, units, activation="relu"),
         "gru": lambda: cells.GRU(inputs, units),
-        "lstm": lambda: (
-            cells.ProjectedLSTM(inputs, units, projection=projection) if projection else cells.LSTM(inputs, units)
-        ),
-    }[kind]
+        "lstm": lambda: cells.LSTM(inputs, units),
+        "lstm-projected": lambda: cells.ProjectedLSTM(inputs, units, projection=outputs),
+    }[name]
     with torch.device("meta"), torch._C._DisableFuncTorch():  # vmap refuses the random start, though it is on no device
         cell = build()
     cell._parameters.clear()

@@ -10,7 +10,7 @@ from recurra.cells import CELLS, Cell, LockedDropout, Packed, Stacked, with_pack
 from recurra.errors import UsageError
 from recurra.init import PRESETS
 from recurra.regularize import locked_mask, weight_drop, without_weight_drop
-from recurra.state import State
+from recurra.state import State, masked
 
 
 @final
@@ -54,7 +54,7 @@ class SequenceModel(Cell):
 
     def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         ys, state = self.features(xs, state, lengths)
-        return self.readout(ys), state
+        return masked(self.readout(ys), lengths), state
 
     def features(self, xs: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """What the readout sees, `[batch, time, units]`, and the last state."""

@@ -56,20 +56,21 @@ class Cell(nn.Module, ABC):
     def unroll(self, xs: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """Many steps: outputs `[batch, time, output_size]`, zero past a row's length, and each row's own last state.
 
-        A sequence may be cut anywhere and goes on from the state returned. Padding of any finite content changes
-        neither outputs nor gradients. Raises UsageError for shapes, dtypes or lengths that do not fit.
+        A sequence may be cut anywhere and goes on from the state returned. Padding changes neither outputs nor gradients,
+        whatever it holds. Raises UsageError for shapes, dtypes or lengths that do not fit.
         """
         check_call(self, xs, state, lengths)
         with parametrize.cached():  # a weight that is drawn anew (weight drop) is drawn once a call
-            ys, last = self.scan(masked(xs, lengths), state, lengths)
-        return masked(ys, lengths), last
+            return self.scan(xs, state, lengths)
 
     def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
-        """How `unroll` runs through time. A cell with a faster path overrides this one, and falls back to `loop`."""
+        """How `unroll` runs through time. A cell with a faster path overrides this one, and falls back to `loop`. It does
+        not look past a row's end, where there may be anything, and puts out zeros there."""
         return self.loop(xs, state, lengths)
 
     def loop(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """The readable loop: the definition of the cell and the oracle of every faster path."""
+        xs = masked(xs, lengths)
         if torch.compiler.is_exporting():
             return self._traced(xs, state, lengths)
         us, ys = self.project(xs), []
@@ -77,7 +78,7 @@ class Cell(nn.Module, ABC):
             y, after = self.step(tmap(lambda u, t=t: u[:, t], us), state)
             state = after if lengths is None else choose(lengths > t, after, state)
             ys.append(y)
-        return (torch.stack(ys, dim=1), state) if ys else (self._nothing(xs, state), state)
+        return (masked(torch.stack(ys, dim=1), lengths), state) if ys else (self._nothing(xs, state), state)
 
     def _traced(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """The loop as torch's scan operator: a Python loop would write the length of the example into the exported graph."""
@@ -96,7 +97,7 @@ class Cell(nn.Module, ABC):
 
         slices = (steps, *(u.transpose(0, 1) for u in leaves(us)))
         last, ys = scan(one, tuple(leaf.clone() for leaf in leaves(state)), slices, dim=0)
-        return ys.transpose(0, 1), refill(state, last)
+        return masked(ys.transpose(0, 1), lengths), refill(state, last)
 
     def _nothing(self, xs: Tensor, state: State) -> Tensor:
         like = next((leaf for leaf in leaves(state) if leaf.is_floating_point()), xs)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from recurra import kernels
 from recurra.cells.base import Cell
 from recurra.init import uniform_
+from recurra.state import masked
 
 
 class WindowState(NamedTuple):
@@ -51,9 +52,9 @@ class Window(Cell):
         steps = xs.shape[1]
         if not kernels.wanted() or torch.compiler.is_compiling() or steps == 0:
             return self.loop(xs, state, lengths)
-        seen = torch.cat([state.inputs, xs], dim=1)
+        seen = torch.cat([state.inputs, masked(xs, lengths)], dim=1)
         windows = seen[:, 1:].unfold(1, self.window, 1).transpose(2, 3).flatten(2)
         ends = seen.new_full((xs.shape[0],), steps, dtype=torch.int64) if lengths is None else lengths
         places = ends[:, None] + torch.arange(self.window, device=xs.device)
         last = seen.gather(1, places[..., None].expand(-1, -1, self.input_size))
-        return F.linear(windows, self.weight_ih, self.bias_ih).tanh(), WindowState(last)
+        return masked(F.linear(windows, self.weight_ih, self.bias_ih).tanh(), lengths), WindowState(last)

@@ -13,7 +13,7 @@ from recurra.cells.base import Cell
 from recurra.errors import UsageError
 from recurra.init import uniform_
 from recurra.regularize import check_share, locked_mask
-from recurra.state import State, leaves, named, refill, tmap
+from recurra.state import State, leaves, masked, named, refill, tmap
 
 
 @final
@@ -130,7 +130,7 @@ class Residual(Wrapper):
 
     def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         ys, state = self.cell.unroll(xs, state, lengths)
-        return ys + xs, state
+        return ys + masked(xs, lengths), state
 
 
 @final
@@ -152,7 +152,7 @@ class Projected(Wrapper):
 
     def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         ys, state = self.cell.unroll(xs, state, lengths)
-        return F.linear(ys, self.weight_yh, self.bias_y), state
+        return masked(F.linear(ys, self.weight_yh, self.bias_y), lengths), state
 
 
 @final

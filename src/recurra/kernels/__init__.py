@@ -2,12 +2,13 @@
 
 `KERNELS` maps the name of a recurrence to a function
 
-    kernel(xs, lengths, state, weights) -> (ys, last state)
+    kernel(xs, lengths, state, weights, reverse) -> (ys, last state)
 
     xs       [batch, time, features], batch and time at least 1
-    lengths  None where every row is full length, else int64 [batch]; what is put out past a row's end does not matter
+    lengths  None where every row is full length, else int64 [batch]; past a row's end `xs` may hold anything, `ys` zeros
     state    tuple of [batch, units], the fields of the cell's state in order
     weights  the cell's parameters in torch's order: weight_ih, weight_hh, bias_ih, bias_hh, and weight_hr of a projection
+    reverse  whether each row is read from its own end to its start
 
 A cell asks `run` and gets None where no kernel takes the call; then it runs its plain loop, which is the definition.
 
@@ -25,19 +26,32 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from recurra.kernels import fused, native, ops
+from recurra.state import flipped
 
 Result = tuple[Tensor, tuple[Tensor, ...]]
-Kernel = Callable[[Tensor, Tensor | None, tuple[Tensor, ...], tuple[Tensor, ...]], Result]
+Parts = tuple[Tensor, ...]
+Kernel = Callable[[Tensor, Tensor | None, Parts, Parts, bool], Result]
 
 
-def _native_first(name: str, otherwise: Kernel) -> Kernel:
+def _native_first(name: str, otherwise: fused.Fused) -> Kernel:
     """The native recurrence where it takes the call (float32 on a CPU), torch's own otherwise."""
+    theirs = _either_way(otherwise)
 
-    def kernel(xs: Tensor, lengths: Tensor | None, state: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Result:
+    def kernel(xs: Tensor, lengths: Tensor | None, state: Parts, weights: Parts, reverse: bool) -> Result:
         if native.takes(xs, state, weights):
             way = native.run if native.has_memory(xs, state, weights) else ops.run
-            return way(name, xs, lengths, state, weights)
-        return otherwise(xs, lengths, state, weights)
+            return way(name, xs, lengths, state, weights, reverse)
+        return theirs(xs, lengths, state, weights, reverse)
+
+    return kernel
+
+
+def _either_way(forwards: fused.Fused) -> Kernel:
+    def kernel(xs: Tensor, lengths: Tensor | None, state: Parts, weights: Parts, reverse: bool) -> Result:
+        if not reverse:
+            return forwards(xs, lengths, state, weights)
+        ys, last = forwards(flipped(xs, lengths), lengths, state, weights)
+        return flipped(ys, lengths), last
 
     return kernel
 
@@ -46,7 +60,7 @@ KERNELS: dict[str, Kernel] = {
     "elman-tanh": _native_first("elman-tanh", fused.elman_tanh),
     "elman-relu": _native_first("elman-relu", fused.elman_relu),
     "lstm": _native_first("lstm", fused.lstm),
-    "lstm-projected": fused.lstm_projected,
+    "lstm-projected": _either_way(fused.lstm_projected),
     "gru": _native_first("gru", fused.gru),
 }
 
@@ -101,25 +115,25 @@ def exported_natively() -> Iterator[None]:
 
 
 def run(
-    name: str, xs: Tensor, lengths: Tensor | None, state: tuple[Tensor, ...], weights: tuple[Tensor, ...]
-) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+    name: str, xs: Tensor, lengths: Tensor | None, state: Parts, weights: Parts, reverse: bool = False
+) -> Result | None:
     """The recurrence `name` on its faster path, or None where the plain loop has to do it."""
-    if not wanted() or xs.shape[1] == 0 or xs.shape[0] == 0 or _is_transformed(xs, *state, *weights):
+    if not wanted() or 0 in xs.shape[:2] or _is_transformed(xs, *state, *weights):
         return None
     if torch.compiler.is_compiling():
-        return _traced(name, xs, lengths, state, weights)
-    return KERNELS[name](xs, lengths, state, weights)
+        return _traced(name, xs, lengths, state, weights, reverse)
+    return KERNELS[name](xs, lengths, state, weights, reverse)
 
 
 def _traced(
-    name: str, xs: Tensor, lengths: Tensor | None, state: tuple[Tensor, ...], weights: tuple[Tensor, ...]
+    name: str, xs: Tensor, lengths: Tensor | None, state: Parts, weights: Parts, reverse: bool
 ) -> Result | None:
     """The recurrence as an operator of the graph that is being traced."""
     if name not in native.KINDS or not native.suits(xs, state, weights):
         return None
     if torch.compiler.is_exporting() and not _natively.holds():
         return None
-    return ops.run(name, xs, lengths, state, weights)
+    return ops.run(name, xs, lengths, state, weights, reverse)
 
 
 def wanted() -> bool:

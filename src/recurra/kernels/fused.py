@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from recurra.state import choose
+from recurra.state import choose, masked
 
 Result = tuple[Tensor, tuple[Tensor, ...]]
 State = tuple[Tensor, ...]
 Weights = tuple[Tensor, ...]
+Fused = Callable[[Tensor, Tensor | None, State, Weights], Result]
 
 
 def lstm(xs: Tensor, lengths: Tensor | None, state: State, weights: Weights) -> Result:
@@ -48,11 +49,12 @@ def _run(op: Callable[..., Any], xs: Tensor, lengths: Tensor | None, state: Stat
 def _packed(op: Callable[..., Any], xs: Tensor, lengths: Tensor, state: State, weights: Weights) -> Result:
     """Rows of several lengths, longest first, as torch packs them. A row of no length is run for a step and then set back."""
     order = lengths.argsort(descending=True)
-    data, sizes, *_ = pack_padded_sequence(xs[order], lengths[order].clamp(min=1).cpu(), True)
+    ordered = lengths[order]
+    data, sizes, *_ = pack_padded_sequence(masked(xs[order], ordered), ordered.clamp(min=1).cpu(), True)
     start = [part[order][None] for part in state]
     given = start if len(start) > 1 else start[0]
     packed, *last = op(data, sizes, given, list(weights), True, 1, 0.0, torch.is_grad_enabled(), False)
     ys, _ = pad_packed_sequence(PackedSequence(packed, sizes), True, total_length=xs.shape[1])
     back = order.argsort()
     after = tuple(part[0][back] for part in last)
-    return ys[back], choose(lengths > 0, after, state)
+    return masked(ys[back], lengths), choose(lengths > 0, after, state)

@@ -51,16 +51,22 @@ def takes(xs: Tensor, state: State, weights: Weights) -> bool:
 
 def suits(xs: Tensor, state: State, weights: Weights) -> bool:
     """Whether these are tensors for the native kernels, of whatever size."""
-    return (
-        _native is not None
-        and all(part.dtype == torch.float32 and part.is_cpu for part in (xs, *state, *weights))
-        and not torch.is_autocast_enabled("cpu")
-    )
+    if _native is None or torch.is_autocast_enabled("cpu"):
+        return False
+    for part in (xs, *state, *weights):
+        if part.dtype is not torch.float32 or not part.is_cpu:
+            return False
+    return True
 
 
 def has_memory(xs: Tensor, state: State, weights: Weights) -> bool:
     """Whether these are tensors and nothing else: no fakes, no subclass and no mode that wants to see the operator."""
-    return torch._C._len_torch_dispatch_stack() == 0 and all(type(part) in PLAIN for part in (xs, *state, *weights))
+    if torch._C._len_torch_dispatch_stack() != 0:
+        return False
+    for part in (xs, *state, *weights):
+        if type(part) not in PLAIN:
+            return False
+    return True
 
 
 def run(name: str, xs: Tensor, lengths: Tensor | None, state: State, weights: Weights, reverse: bool = False) -> Result:
