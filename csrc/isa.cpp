@@ -33,7 +33,7 @@ std::unique_ptr<recurra::Stepper> stepper(const Problem& p) {
 
 template <class Cell>
 constexpr recurra::Kernel kernel() {
-  return {forward<Cell>, backward<Cell>, Recurrence<Cell>::saved_floats, stepper<Cell>};
+  return {Cell::gates, Cell::fields, forward<Cell>, backward<Cell>, Recurrence<Cell>::saved_floats, stepper<Cell>};
 }
 
 recurra::Kernel find(recurra::Kind kind) {

@@ -16,10 +16,15 @@ struct Stepper {
 };
 
 struct Kernel {
+  int gates, fields;  // blocks of rows of the weights; fields of the state
   void (*forward)(const Problem&);
   void (*backward)(const Problem&);
   int64_t (*saved_floats)(int64_t batch, int64_t steps, int64_t units);
   std::unique_ptr<Stepper> (*stepper)(const Problem&);  // of the sizes, threads and weights of a problem
+
+  // `units`, rounded up to what fills the vectors of every instruction set: a compiled graph may hold how much `saved` takes,
+  // and be loaded on another machine.
+  static int64_t widest(int64_t units) { return (units + 31) / 32 * 32; }
 };
 
 // Working memory is kept from call to call: fresh pages cost more than the work of a small problem.

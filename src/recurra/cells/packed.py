@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from recurra.cells.base import Cell, check_state, check_step
 from recurra.cells.elman import FUSED, Elman
 from recurra.cells.gru import GRU
-from recurra.cells.lstm import LSTM, LSTMState
+from recurra.cells.lstm import LSTM
 from recurra.cells.wrap import Wrapper
 from recurra.kernels import native
+from recurra.state import tmap
 
 
 @final
@@ -32,34 +33,29 @@ class Packed(Wrapper):
         return self.step(x, state)
 
     def step(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
-        h = state[0]
-        if u.dtype is not torch.float32 or not u.is_cpu or _is_watched(u, *state):
+        if _is_watched(u, state):
             return self.cell(u, state)
-        if u.shape != (h.shape[0], self.input_size) or not self._fits(u, h):
-            self._refuse(u, state)
-        u, h = u.contiguous(), h.contiguous()
-        after = torch.empty_like(h)
-        if len(state) == 1:
-            self._step(h.shape[0], u.data_ptr(), h.data_ptr(), 0, after.data_ptr(), 0)
-            return after, type(state)(after)
-        c, c_after = state[1].contiguous(), torch.empty_like(h)
-        if not self._fits(u, c):
-            self._refuse(u, state)
-        self._step(h.shape[0], u.data_ptr(), h.data_ptr(), c.data_ptr(), after.data_ptr(), c_after.data_ptr())
-        return after, LSTMState(after, c_after)
+        done = self._step(u, state)
+        return self._otherwise(u, state) if done is None else done
 
-    def _fits(self, u: Tensor, field: Tensor) -> bool:
-        return field.shape == (u.shape[0], self.output_size) and field.dtype is torch.float32 and field.is_cpu
-
-    def _refuse(self, u: Tensor, state: Any) -> None:
+    def _otherwise(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """A step from what the native one does not take as it is: it may lie otherwise in memory, or not fit at all."""
+        if u.dtype is not torch.float32 or not u.is_cpu:
+            return self.cell(u, state)
         check_step(self, u, state)
         check_state(self, u, state)
+        done = self._step(u.contiguous(), tmap(torch.Tensor.contiguous, state))
+        return self.cell(u, state) if done is None else done
 
 
-def _is_watched(*given: Tensor) -> bool:
+def _is_watched(u: Tensor, state: tuple[Tensor, ...]) -> bool:
     """Whether a derivative or a transformation may be asked of this step."""
-    if torch.is_grad_enabled() and any(part.requires_grad for part in given):
-        return True
+    if torch.is_grad_enabled():
+        if u.requires_grad:
+            return True
+        for part in state:
+            if part.requires_grad:
+                return True
     return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
 
 

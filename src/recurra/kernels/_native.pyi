@@ -1,11 +1,39 @@
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+Parts = tuple[Tensor, ...]
+
+def open(tensor: type, parameter: type) -> bool: ...
 def instruction_set() -> str: ...
-def saved_floats(kind: int, batch: int, steps: int, units: int) -> int: ...
-def forward(kind: int, sizes: tuple[int, ...], given: tuple[int, ...], last: tuple[int, int]) -> None: ...
+def saved_floats(kind: int, units: int) -> int: ...
+def forward(
+    kind: int,
+    xs: Tensor,
+    lengths: Tensor | None,
+    state: Parts,
+    weights: Parts,
+    reverse: bool,
+    threads: int,
+    saved: Tensor | None,
+) -> tuple[Tensor, Parts] | None: ...
 def backward(
-    kind: int, sizes: tuple[int, ...], given: tuple[int, ...], gradients: tuple[int, ...], results: tuple[int, ...]
-) -> None: ...
+    kind: int,
+    xs: Tensor,
+    lengths: Tensor | None,
+    state: Parts,
+    weights: Parts,
+    reverse: bool,
+    threads: int,
+    ys: Tensor,
+    saved: Tensor,
+    dys: Tensor | None,
+    dlast: Sequence[Tensor | None],
+    wants_dx: bool,
+) -> tuple[Tensor | None, Parts, Parts] | None: ...
 
 class Packed:
-    def step(self, batch: int, x: int, h: int, c: int, h_out: int, c_out: int) -> None: ...
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any] | None: ...
 
-def pack(kind: int, sizes: tuple[int, int, int], weights: tuple[int, int, int, int]) -> Packed: ...
+def pack(kind: int, weights: Parts, threads: int) -> Packed: ...

@@ -31,7 +31,7 @@ def run(
 ) -> native.Result:
     """`native.run` by the operators: slower to call, and the same bits."""
     keep = native.wants_gradients(xs, state, weights)
-    ys, *last, _ = torch.ops.recurra.recurrence(name, xs, lengths, *native.both(state), *weights, reverse, keep)
+    ys, *last, _ = torch.ops.recurra.recurrence(name, xs, lengths, *_both(state), *weights, reverse, keep)
     return ys, tuple(last[: len(state)])
 
 
@@ -41,8 +41,10 @@ def _forward(name: str, *rest: Any) -> tuple[Tensor, ...]:
     xs, lengths, h, c, *weights = given
     if xs.shape[0] == 0:
         return _forward_fake(name, *rest)
-    ys, last, saved = native.forward(name, xs, lengths, native.fields(h, c), tuple(weights), reverse, keep)
-    return ys, *(_or_empty(part, xs) for part in (*native.both(last), saved))
+    # Zeros: what an operator gives must not depend on what was in memory, even where nobody looks.
+    saved = xs.new_zeros(_saved_floats(name, xs, weights[1])) if keep else None
+    ys, last = native.forward(name, xs, lengths, _fields(h, c), tuple(weights), reverse, saved)
+    return ys, *(_or_empty(part, xs) for part in (*_both(last), saved))
 
 
 def _forward_fake(name: str, *rest: Any) -> tuple[Tensor, ...]:
@@ -53,8 +55,9 @@ def _forward_fake(name: str, *rest: Any) -> tuple[Tensor, ...]:
 
 
 def _backward(name: str, *rest: Any) -> tuple[Tensor, ...]:
-    given, (ys, saved, dys, dh, dc), flags = rest[:8], rest[8:13], rest[13:]
-    xs, _, h, c, _, w_hh, *_ = given
+    given, (ys, saved, dys, dh, dc), (reverse, wants_dx) = rest[:8], rest[8:13], rest[13:]
+    xs, lengths, h, c, *weights = given
+    w_hh = weights[1]
     _check(name, *given)
     like = {"dys": (dys, ys), "dh": (dh, h), "dc": (dc, c)}
     shapes = {key: (grad, part.shape) for key, (grad, part) in like.items() if grad is not None and part is not None}
@@ -62,8 +65,11 @@ def _backward(name: str, *rest: Any) -> tuple[Tensor, ...]:
     _check_shapes(name, wanted)
     if xs.shape[0] == 0:
         return tuple(part.zero_() for part in _backward_fake(name, *rest))
-    lying = (*given, ys.contiguous(), saved.contiguous(), dys, dh, dc, *flags)
-    return tuple(_or_empty(part, xs) for part in native.backward(name, *lying))
+    state, dlast = _fields(h, c), (dh,) if c is None else (dh, dc)
+    dxs, dstate, dweights = native.backward(
+        name, xs, lengths, state, tuple(weights), reverse, ys, saved, dys, dlast, wants_dx
+    )
+    return tuple(_or_empty(part, xs) for part in (dxs, *_both(dstate), *dweights))
 
 
 def _backward_fake(name: str, *rest: Any) -> tuple[Tensor, ...]:
@@ -77,9 +83,9 @@ def _saved_floats(name: str, xs: Tensor, w_hh: Tensor) -> int:
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *given, ctx.keep = inputs
+    name, xs, lengths, h, c, *weights, reverse, ctx.keep = inputs
     ys, *_, saved = output
-    native.remember(ctx, tuple(given), ys, saved)
+    native.remember(ctx, name, reverse, (xs, lengths, *weights, *_fields(h, c)), ys, saved)
     ctx.mark_non_differentiable(saved)
 
 
@@ -89,13 +95,40 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             "recurra::recurrence ran without keeping what its gradients need; trace the graph with gradients enabled and "
             "with parameters that require them"
         )
-    return *native.gradients(ctx, grads[:3], _wanted_gradients), None
+    dys, *dlast = grads[: 3 if ctx.name == "lstm" else 2]
+    dxs, dstate, dweights = native.gradients(ctx, dys, tuple(dlast), ctx.needs_input_grad[1], _wanted_gradients)
+    return None, dxs, None, *_both(dstate), *dweights, None, None
 
 
-def _wanted_gradients(*given: Any) -> tuple[Tensor | None, ...]:
-    dx, dh, dc, *dweights = torch.ops.recurra.recurrence_backward(*given)
-    has_c, wants_dx = given[4] is not None, given[-1]
-    return dx if wants_dx else None, dh, dc if has_c else None, *dweights
+def _wanted_gradients(
+    name: str,
+    xs: Tensor,
+    lengths: Tensor | None,
+    state: native.State,
+    weights: native.Weights,
+    reverse: bool,
+    ys: Tensor,
+    saved: Tensor,
+    dys: Tensor | None,
+    dlast: tuple[Tensor | None, ...],
+    wants_dx: bool,
+) -> native.Gradients:
+    """`native.backward` by the operator."""
+    h, c = _both(state)
+    dh, dc = (*dlast, None)[:2]
+    dxs, dh0, dc0, *dweights = torch.ops.recurra.recurrence_backward(
+        name, xs, lengths, h, c, *weights, ys, saved, dys, dh, dc, reverse, wants_dx
+    )
+    return dxs if wants_dx else None, _fields(dh0, None if c is None else dc0), tuple(dweights)
+
+
+def _both(state: native.State) -> tuple[Tensor, Tensor | None]:
+    """The fields h and c of a state; None for a c that it does not have."""
+    return state[0], state[1] if len(state) > 1 else None
+
+
+def _fields(h: Tensor, c: Tensor | None) -> native.State:
+    return (h,) if c is None else (h, c)
 
 
 def _or_empty(part: Tensor | None, like: Tensor) -> Tensor:
