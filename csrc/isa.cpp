@@ -3,27 +3,51 @@
 
 namespace RECURRA_ISA {
 
+// All problems have the same sizes. One comes after the other where there are fewer threads than problems, or where the
+// weights of one are more than the cache of a core holds: then all cores share them.
+template <class Recurrence, class Work, class Run>
+void side_by_side(const Problem* problems, int count, Run&& run) {
+  const bool fits = Recurrence::recurrent_bytes(problems[0].units) <= SHARED_BYTES / 4;
+  const int threads = std::max(1, problems[0].threads), at_once = threads < count || !fits ? 1 : count;
+  const int each = threads / at_once;
+  for (int first = 0; first < count; first += at_once) {
+    std::vector<Problem> shared(problems + first, problems + first + at_once);
+    std::vector<std::unique_ptr<Recurrence>> recurrences;
+    std::vector<std::unique_ptr<Work>> works;
+    for (Problem& p : shared) {
+      p.threads = each;
+      recurrences.push_back(std::make_unique<Recurrence>(p));
+      works.push_back(std::make_unique<Work>(*recurrences.back()));
+    }
+    recurra::on_threads(each * at_once, [&](int thread) {
+      run(*recurrences[thread % at_once], *works[thread % at_once], thread / at_once);
+    });
+  }
+}
+
 template <class Cell>
-void forward(const Problem& p) {
-  recurra::prefer_large_pages(p.y, p.batch * p.steps * p.units * sizeof(float));
-  if (p.saved)
-    recurra::prefer_large_pages(p.saved, Recurrence<Cell>::saved_floats(p.batch, p.steps, p.units) * sizeof(float));
-  Recurrence<Cell> recurrence(p);
-  typename Recurrence<Cell>::Forward work(recurrence);
-  recurra::on_threads(recurrence.threads, [&](int thread) { recurrence.forward(work, thread); });
+void forward(const Problem* problems, int count) {
+  for (int i = 0; i < count; i++) {
+    const Problem& p = problems[i];
+    recurra::prefer_large_pages(p.y, p.batch * p.steps * p.units * sizeof(float));
+    if (p.saved)
+      recurra::prefer_large_pages(p.saved, Recurrence<Cell>::saved_floats(p.batch, p.steps, p.units) * sizeof(float));
+  }
+  using Q = Recurrence<Cell>;
+  side_by_side<Q, typename Q::Forward>(problems, count, [](Q& q, typename Q::Forward& work, int thread) { q.forward(work, thread); });
 }
 
 template <class Cell, int Panel>
-void backward_by(const Problem& p) {
-  recurra::prefer_large_pages(p.dx, p.batch * p.steps * p.inputs * sizeof(float));
-  Recurrence<Cell, Panel> recurrence(p);
-  typename Recurrence<Cell, Panel>::Backward work(recurrence);
-  recurra::on_threads(recurrence.threads, [&](int thread) { recurrence.backward(work, thread); });
+void backward_by(const Problem* problems, int count) {
+  using Q = Recurrence<Cell, Panel>;
+  side_by_side<Q, typename Q::Backward>(problems, count, [](Q& q, typename Q::Backward& work, int thread) { q.backward(work, thread); });
 }
 
 template <class Cell>
-void backward(const Problem& p) {
-  return p.units <= 2 * W ? backward_by<Cell, 2>(p) : backward_by<Cell, 4>(p);
+void backward(const Problem* problems, int count) {
+  for (int i = 0; i < count; i++)
+    recurra::prefer_large_pages(problems[i].dx, problems[i].batch * problems[i].steps * problems[i].inputs * sizeof(float));
+  return problems[0].units <= 2 * W ? backward_by<Cell, 2>(problems, count) : backward_by<Cell, 4>(problems, count);
 }
 
 template <class Cell>

@@ -3,10 +3,12 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "run.hpp"
 #include "tensor.hpp"
@@ -30,8 +32,7 @@ const InstructionSet& chosen() {
 
 Kernel kernel(int kind) { return chosen().find(static_cast<Kind>(kind)); }
 
-template <class T = float>
-nb::object fresh(std::initializer_list<int64_t> shape, T** data) {
+nb::object fresh(std::initializer_list<int64_t> shape, float** data) {
   PyObject* made = Tensors::fresh(shape, data);
   if (!made) throw nb::python_error();
   return nb::steal(made);
@@ -63,30 +64,24 @@ bool take_weights(Problem& p, int gates, nb::tuple weights) {
          floats(weights[3], {rows}, p.b_hh);
 }
 
-// What forward and backward are both given.
-struct Given {
-  nb::handle xs, lengths;
-  nb::tuple state, weights;
-  bool reverse;
-  int threads;
-};
-
-std::optional<Problem> problem(const Kernel& kernel, const Given& given) {
+// One way through the inputs. Nothing where it does not fit.
+std::optional<Problem> problem(const Kernel& kernel, nb::handle xs, nb::handle lengths, nb::tuple state, nb::tuple weights,
+                               bool reverse, int threads) {
   Problem p{};
-  Array<float> xs;
-  if (!take_weights(p, kernel.gates, given.weights) || !Tensors::view(given.xs.ptr(), xs) || xs.dims != 3) return {};
-  p.batch = xs.shape[0], p.steps = xs.shape[1], p.x = xs.data;
+  Array<float> in;
+  if (!take_weights(p, kernel.gates, weights) || !Tensors::view(xs.ptr(), in) || in.dims != 3) return {};
+  p.batch = in.shape[0], p.steps = in.shape[1], p.x = in.data;
   const int64_t widest = std::max(p.inputs, (kernel.gates + 1) * p.units);
-  if (xs.shape[2] != p.inputs || p.batch < 1 || p.batch * p.steps >= LARGEST / widest) return {};
-  if (static_cast<int>(given.state.size()) != kernel.fields) return {};
-  if (!floats(given.state[0], {p.batch, p.units}, p.h0)) return {};
-  if (kernel.fields > 1 && !floats(given.state[1], {p.batch, p.units}, p.c0)) return {};
-  if (!given.lengths.is_none()) {
-    Array<int64_t> lengths;
-    if (!Tensors::view(given.lengths.ptr(), lengths) || !lengths.is({p.batch})) return {};
-    p.lengths = lengths.data;
+  if (in.shape[2] != p.inputs || p.batch < 1 || p.batch * p.steps >= LARGEST / widest) return {};
+  if (static_cast<int>(state.size()) != kernel.fields) return {};
+  if (!floats(state[0], {p.batch, p.units}, p.h0)) return {};
+  if (kernel.fields > 1 && !floats(state[1], {p.batch, p.units}, p.c0)) return {};
+  if (!lengths.is_none()) {
+    Array<int64_t> ends;
+    if (!Tensors::view(lengths.ptr(), ends) || !ends.is({p.batch})) return {};
+    p.lengths = ends.data;
   }
-  p.reverse = given.reverse, p.threads = threads_now(given.threads);
+  p.reverse = reverse, p.threads = threads;
   return p;
 }
 
@@ -94,46 +89,64 @@ int64_t saved_floats(const Kernel& kernel, const Problem& p) {
   return p.batch * p.steps * kernel.saved_floats(1, 1, kernel.widest(p.units));
 }
 
-void run(void (*work)(const Problem&), const Problem& p) {
+nb::object tuple_of(nb::object h, nb::object c) { return c.is_valid() ? nb::make_tuple(h, c) : nb::make_tuple(h); }
+
+void run(void (*work)(const Problem*, int), const std::vector<Problem>& problems) {
   nb::gil_scoped_release release;
-  work(p);
+  work(problems.data(), static_cast<int>(problems.size()));
 }
 
-// The outputs and the last state; and into `saved`, unless it is None, what backward needs.
-nb::object forward(int kind, nb::handle xs, nb::handle lengths, nb::tuple state, nb::tuple weights, bool reverse, int threads,
-                   nb::handle saved) {
+// For each way (state, weights, reverse, saved): the outputs and the last state; and into `saved`, unless it is None, what
+// backward needs.
+nb::object forward(int kind, nb::handle xs, nb::handle lengths, nb::tuple ways, int threads) {
   const Kernel kernel = ::kernel(kind);
-  std::optional<Problem> found = problem(kernel, {xs, lengths, state, weights, reverse, threads});
-  if (!found) return nb::none();
-  Problem& p = *found;
-  if (!saved.is_none() && !floats(saved, {saved_floats(kernel, p)}, p.saved)) return nb::none();
-  nb::object ys = fresh({p.batch, p.steps, p.units}, &p.y), h = fresh({p.batch, p.units}, &p.h_last), c;
-  if (kernel.fields > 1) c = fresh({p.batch, p.units}, &p.c_last);
-  run(kernel.forward, p);
-  return nb::make_tuple(ys, kernel.fields > 1 ? nb::make_tuple(h, c) : nb::make_tuple(h));
+  std::vector<Problem> problems;
+  nb::list results;
+  threads = threads_now(threads);
+  for (nb::handle one : ways) {
+    nb::tuple way = nb::cast<nb::tuple>(one);
+    std::optional<Problem> found = problem(kernel, xs, lengths, way[0], way[1], nb::cast<bool>(way[2]), threads);
+    if (!found) return nb::none();
+    Problem& p = *found;
+    nb::object saved = way[3], c;
+    if (!saved.is_none() && !floats(saved, {saved_floats(kernel, p)}, p.saved)) return nb::none();
+    nb::object ys = fresh({p.batch, p.steps, p.units}, &p.y), h = fresh({p.batch, p.units}, &p.h_last);
+    if (kernel.fields > 1) c = fresh({p.batch, p.units}, &p.c_last);
+    problems.push_back(p);
+    results.append(nb::make_tuple(ys, tuple_of(h, c)));
+  }
+  run(kernel.forward, problems);
+  return results;
 }
 
-// The gradients of the inputs (None without `wants_dx`), of the fields of the state as a tuple, and of the weights as a tuple.
-nb::object backward(int kind, nb::handle xs, nb::handle lengths, nb::tuple state, nb::tuple weights, bool reverse, int threads,
-                    nb::handle ys, nb::handle saved, nb::handle dys, nb::tuple dlast, bool wants_dx) {
+// For each way (state, weights, reverse, saved, outputs, gradient of the outputs, gradients of the last state): the gradients
+// of the inputs (None without `wants_dx`), of the fields of the state as a tuple, and of the weights as a tuple.
+nb::object backward(int kind, nb::handle xs, nb::handle lengths, nb::tuple ways, int threads, bool wants_dx) {
   const Kernel kernel = ::kernel(kind);
-  std::optional<Problem> found = problem(kernel, {xs, lengths, state, weights, reverse, threads});
-  if (!found) return nb::none();
-  Problem& p = *found;
-  if (static_cast<int>(dlast.size()) != kernel.fields) return nb::none();
-  if (!floats(ys, {p.batch, p.steps, p.units}, p.y) || !floats(saved, {saved_floats(kernel, p)}, p.saved)) return nb::none();
-  if (!floats_or_none(dys, {p.batch, p.steps, p.units}, p.dy)) return nb::none();
-  if (!floats_or_none(dlast[0], {p.batch, p.units}, p.dh_last)) return nb::none();
-  if (kernel.fields > 1 && !floats_or_none(dlast[1], {p.batch, p.units}, p.dc_last)) return nb::none();
-  const int64_t rows = kernel.gates * p.units;
-  nb::object dxs = nb::none(), dh = fresh({p.batch, p.units}, &p.dh0), dc;
-  if (wants_dx) dxs = fresh({p.batch, p.steps, p.inputs}, &p.dx);
-  if (kernel.fields > 1) dc = fresh({p.batch, p.units}, &p.dc0);
-  nb::object dw_ih = fresh({rows, p.inputs}, &p.dw_ih), dw_hh = fresh({rows, p.units}, &p.dw_hh);
-  nb::object db_ih = fresh({rows}, &p.db_ih), db_hh = fresh({rows}, &p.db_hh);
-  run(kernel.backward, p);
-  return nb::make_tuple(dxs, kernel.fields > 1 ? nb::make_tuple(dh, dc) : nb::make_tuple(dh),
-                        nb::make_tuple(dw_ih, dw_hh, db_ih, db_hh));
+  std::vector<Problem> problems;
+  nb::list results;
+  threads = threads_now(threads);
+  for (nb::handle one : ways) {
+    nb::tuple way = nb::cast<nb::tuple>(one);
+    std::optional<Problem> found = problem(kernel, xs, lengths, way[0], way[1], nb::cast<bool>(way[2]), threads);
+    nb::tuple dlast = way[6];
+    if (!found || static_cast<int>(dlast.size()) != kernel.fields) return nb::none();
+    Problem& p = *found;
+    if (!floats(way[3], {saved_floats(kernel, p)}, p.saved) || !floats(way[4], {p.batch, p.steps, p.units}, p.y)) return nb::none();
+    if (!floats_or_none(way[5], {p.batch, p.steps, p.units}, p.dy)) return nb::none();
+    if (!floats_or_none(dlast[0], {p.batch, p.units}, p.dh_last)) return nb::none();
+    if (kernel.fields > 1 && !floats_or_none(dlast[1], {p.batch, p.units}, p.dc_last)) return nb::none();
+    const int64_t rows = kernel.gates * p.units;
+    nb::object dxs = nb::none(), dh = fresh({p.batch, p.units}, &p.dh0), dc;
+    if (wants_dx) dxs = fresh({p.batch, p.steps, p.inputs}, &p.dx);
+    if (kernel.fields > 1) dc = fresh({p.batch, p.units}, &p.dc0);
+    nb::object dw_ih = fresh({rows, p.inputs}, &p.dw_ih), dw_hh = fresh({rows, p.units}, &p.dw_hh);
+    nb::object db_ih = fresh({rows}, &p.db_ih), db_hh = fresh({rows}, &p.db_hh);
+    problems.push_back(p);
+    results.append(nb::make_tuple(dxs, tuple_of(dh, dc), nb::make_tuple(dw_ih, dw_hh, db_ih, db_hh)));
+  }
+  run(kernel.backward, problems);
+  return results;
 }
 
 // A stepper that Python holds.
@@ -182,11 +195,8 @@ NB_MODULE(_native, m) {
     const Kernel kernel = ::kernel(kind);
     return kernel.saved_floats(1, 1, kernel.widest(units));
   });
-  const auto none = [](const char* name) { return nb::arg(name).none(); };
-  m.def("forward", forward, nb::arg(), nb::arg(), none("lengths"), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-        none("saved"));
-  m.def("backward", backward, nb::arg(), nb::arg(), none("lengths"), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-        none("saved"), none("dys"), nb::arg(), nb::arg());
+  m.def("forward", forward, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg());
+  m.def("backward", backward, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg());
   nb::class_<Packed>(m, "Packed").def("step", &Packed::step);
   m.def("pack", pack, nb::rv_policy::take_ownership);
 }

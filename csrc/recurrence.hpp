@@ -244,7 +244,8 @@ struct Recurrence {
 
   // Rows of a group where groups of `rows` are wished for: with weights that are too large for one core, or with few rows,
   // all of them.
-  long rows_of_group(long rows) const { return B >= 8 && G * H * H * 4 <= SHARED_BYTES ? rows : std::max(1L, B); }
+  long rows_of_group(long rows) const { return B >= 8 && recurrent_bytes(H) <= SHARED_BYTES ? rows : std::max(1L, B); }
+  static long recurrent_bytes(long units) { return G * units * units * static_cast<long>(sizeof(float)); }
 
   // Floats that forward keeps for backward: for each step and place the gates, and c after the step.
   static int64_t saved_floats(int64_t batch, int64_t steps, int64_t units) {

@@ -17,8 +17,9 @@ struct Stepper {
 
 struct Kernel {
   int gates, fields;  // blocks of rows of the weights; fields of the state
-  void (*forward)(const Problem&);
-  void (*backward)(const Problem&);
+  // Of one problem, or of several side by side: each then has its share of the threads.
+  void (*forward)(const Problem* problems, int count);
+  void (*backward)(const Problem* problems, int count);
   int64_t (*saved_floats)(int64_t batch, int64_t steps, int64_t units);
   std::unique_ptr<Stepper> (*stepper)(const Problem&);  // of the sizes, threads and weights of a problem
 

@@ -16,6 +16,7 @@ import recurra
 from recurra import kernels
 from recurra.cells import GRU, LSTM, Cell, Elman, Packed, with_packed_weights
 from recurra.kernels import native
+from recurra.recurrent import Bidirectional
 from recurra.state import flipped, leaves, masked, tmap
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="built without a compiler")
@@ -183,6 +184,48 @@ def test_reverse_reads_each_row_from_its_own_end(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(("batch", "units"), [(1, 20), (9, 40), (3, 130)])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_both_ways_side_by_side_are_the_two_ways_to_the_bit(name: str, batch: int, units: int, ragged: bool) -> None:
+    xs = torch.randn(batch, 11, 6, requires_grad=True)
+    lengths = torch.randint(0, 12, (batch,)) if ragged else None
+    cells = [CELLS[name](6, units) for _ in range(2)]
+    weights = [tuple(cell.parameters()) for cell in cells]
+    states = [tmap(lambda leaf: torch.randn_like(leaf).requires_grad_(), cell.initial_state(batch)) for cell in cells]
+    both = kernels.run_both_ways(name, xs, lengths, states, weights)
+    assert both is not None
+    alone = [
+        kernels.run(name, xs, lengths, state, own, reverse)
+        for state, own, reverse in zip(states, weights, (False, True), strict=True)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(leaves(tuple(both)), leaves(tuple(alone)), strict=True))
+    wanted = [xs, *leaves(tuple(states)), *leaves(tuple(weights))]
+    sums = [sum(out.square().sum() for out in leaves(tuple(way))) for way in (both, alone)]
+    grads = [torch.autograd.grad(total, wanted) for total in sums]
+    torch.testing.assert_close(grads[0][0], grads[1][0])  # the sum of two
+    assert all(torch.equal(a, b) for a, b in zip(grads[0][1:], grads[1][1:], strict=True))
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_bidirectional_layer_reads_each_row_from_both_ends(name: str, threads: int) -> None:
+    layer = Bidirectional(CELLS[name](5, 20), CELLS[name](5, 20))
+    xs, lengths = torch.randn(4, 9, 5, requires_grad=True), torch.tensor([9, 0, 4, 7])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fast = layer(xs, lengths)
+        grads = torch.autograd.grad(sum(part.square().sum() for part in fast), [xs, *layer.parameters()])
+    finally:
+        torch.set_num_threads(before)
+    with kernels.reference():
+        plain = layer(xs, lengths)
+        wanted = torch.autograd.grad(sum(part.square().sum() for part in plain), [xs, *layer.parameters()])
+    torch.testing.assert_close(fast, plain)
+    torch.testing.assert_close(grads, wanted)
+
+
+@pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("units", [5, 64, 300])
 def test_a_packed_step_is_the_step_of_its_cell_and_refuses_what_does_not_fit(name: str, units: int) -> None:
     cell = CELLS[name](7, units).requires_grad_(False)
@@ -210,14 +253,16 @@ def test_a_packed_step_is_the_step_of_its_cell_and_refuses_what_does_not_fit(nam
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_second_derivative_goes_through_torch(name: str) -> None:
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_second_derivative_goes_through_torch(name: str, reverse: bool) -> None:
     cell = CELLS[name](3, 4)
     xs = torch.randn(2, 5, 3, requires_grad=True)
-    ys, _ = cell.unroll(xs, cell.initial_state(2))
+    ys, _ = native.run(name, xs, None, cell.initial_state(2), tuple(cell.parameters()), reverse)
     (first,) = torch.autograd.grad(ys.square().sum(), xs, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), xs)
     with kernels.reference():
-        ys, _ = cell.unroll(xs, cell.initial_state(2))
+        ys, _ = cell.unroll(xs.flip(1) if reverse else xs, cell.initial_state(2))
+        ys = ys.flip(1) if reverse else ys
         (first,) = torch.autograd.grad(ys.square().sum(), xs, create_graph=True)
         (plain,) = torch.autograd.grad(first.square().sum(), xs)
     torch.testing.assert_close(second, plain, rtol=1e-4, atol=1e-5)

@@ -236,15 +236,17 @@ class _Selection(torch.autograd.Function):
 def _layers(module: Any, xs: Tensor, lengths: Tensor | None, hx: Start | None) -> tuple[Tensor, Start]:
     """All layers and directions over `[batch, time, features]`; torch numbers the states layer by layer, forward first."""
     ends: list[Start] = []
-    directions = ("", "_reverse") if module.bidirectional else ("",)
+    ways = 2 if module.bidirectional else 1
     for layer in range(module.num_layers):
-        sides = []
-        for suffix in directions:
-            start = None if hx is None else tuple(part[len(ends)] for part in hx)
-            ys, last = _one_way(module, f"_l{layer}{suffix}", xs, lengths, start)
-            sides.append(ys)
-            ends.append(last)
-        xs = torch.cat(sides, dim=2) if module.bidirectional else sides[0]
+        weights = [_weights(module, f"_l{layer}{suffix}") for suffix in ("", "_reverse")[:ways]]
+        starts = [
+            _zeros(module, xs.shape[0], own[1]) if hx is None else tuple(part[len(ends) + way] for part in hx)
+            for way, own in enumerate(weights)
+        ]
+        both = kernels.run_both_ways(_name(module), xs, lengths, starts, weights) if ways == 2 else None
+        sides = both or [_one_way(module, xs, lengths, starts[way], weights[way], way == 1) for way in range(ways)]
+        ends += [last for _, last in sides]
+        xs = sides[0][0] if ways == 1 else torch.cat([ys for ys, _ in sides], dim=2)
         if module.dropout > 0 and layer < module.num_layers - 1:
             xs = _dropout(xs, module)
     if len(ends) == 1:
@@ -252,12 +254,11 @@ def _layers(module: Any, xs: Tensor, lengths: Tensor | None, hx: Start | None) -
     return xs, tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
 
 
-def _one_way(module: Any, suffix: str, xs: Tensor, lengths: Tensor | None, start: Start | None) -> tuple[Tensor, Start]:
-    """One layer in one direction. Not by `Cell.unroll`: torch's checks were made, and nobody sees what lies past the end of a
-    packed row."""
-    name, weights, reverse = _name(module), _weights(module, suffix), suffix.endswith("_reverse")
-    if start is None:
-        start = _zeros(module, xs.shape[0], weights[1])
+def _one_way(
+    module: Any, xs: Tensor, lengths: Tensor | None, start: Start, weights: Start, reverse: bool
+) -> tuple[Tensor, Start]:
+    """One layer in one direction. Not by `Cell.unroll`: torch's checks were made."""
+    name = _name(module)
     fast = kernels.run(name, xs, lengths, start, weights, reverse)
     if fast is not None:
         return fast
@@ -318,12 +319,18 @@ def _check_one_step(module: Any, x: Tensor, start: Start) -> None:
 def _weights(module: Any, suffix: str) -> tuple[Tensor, ...]:
     """What the module has now under torch's names with this suffix: weight_ih, weight_hh, bias_ih, bias_hh, and weight_hr of
     a projection. Whatever stands in for one (a parametrisation, `functional_call`) is used."""
-    w_ih, w_hh = getattr(module, "weight_ih" + suffix), getattr(module, "weight_hh" + suffix)
+    parameters = module._parameters  # looked up where they are: a module asks three dictionaries for each
+
+    def weight(name: str) -> Tensor:
+        found = parameters.get(name + suffix)
+        return getattr(module, name + suffix) if found is None else found
+
+    w_ih, w_hh = weight("weight_ih"), weight("weight_hh")
     if module.bias:
-        b_ih, b_hh = getattr(module, "bias_ih" + suffix), getattr(module, "bias_hh" + suffix)
+        b_ih, b_hh = weight("bias_ih"), weight("bias_hh")
     else:
         b_ih = b_hh = w_hh.new_zeros(w_hh.shape[0])
-    projected = (getattr(module, "weight_hr" + suffix),) if getattr(module, "proj_size", 0) else ()
+    projected = (weight("weight_hr"),) if getattr(module, "proj_size", 0) else ()
     return w_ih, w_hh, b_ih, b_hh, *projected
 
 

@@ -13,7 +13,9 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 
+from recurra import kernels
 from recurra.cells import Cell
+from recurra.cells.base import check_call
 from recurra.errors import UsageError
 from recurra.state import flipped
 
@@ -64,9 +66,25 @@ class Bidirectional(Layer):
         self.output_size = forwards.output_size + backwards.output_size
 
     def forward(self, xs: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        ys, last = self.forwards(xs, lengths)
-        reversed_ys, first = self.backwards(flipped(xs, lengths), lengths)
-        return torch.cat([ys, flipped(reversed_ys, lengths)], dim=2), torch.cat([last, first], dim=1)
+        both = self._side_by_side(xs, lengths)
+        if both is not None:
+            (ys, last), (reversed_ys, first) = both
+            return torch.cat([ys, reversed_ys], dim=2), torch.cat([last[0], first[0]], dim=1)
+        ys, end = self.forwards(xs, lengths)
+        reversed_ys, begin = self.backwards(flipped(xs, lengths), lengths)
+        return torch.cat([ys, flipped(reversed_ys, lengths)], dim=2), torch.cat([end, begin], dim=1)
+
+    def _side_by_side(self, xs: Tensor, lengths: Tensor | None) -> list[kernels.Result] | None:
+        """Both directions in one call of the kernel, where they have the same one. Its cells put out the first field of their
+        state, zeros at the start: what a row said last is that field at its end."""
+        cells = (self.forwards.cell, self.backwards.cell)
+        one, other = (cell.recurrence() for cell in cells)
+        if one is None or other is None or one[0] != other[0]:
+            return None
+        states = [cell.initial_state(xs.shape[0]) for cell in cells]
+        for cell, state in zip(cells, states, strict=True):
+            check_call(cell, xs, state, lengths)
+        return kernels.run_both_ways(one[0], xs, lengths, (states[0], states[1]), (one[1], other[1]))
 
 
 @final

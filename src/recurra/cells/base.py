@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from recurra import kernels
 from recurra.errors import UsageError
 from recurra.init import uniform_
 from recurra.state import State, choose, leaves, masked, named, refill, tmap
@@ -64,9 +65,16 @@ class Cell(nn.Module, ABC):
             return self.scan(xs, state, lengths)
 
     def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
-        """How `unroll` runs through time. A cell with a faster path overrides this one, and falls back to `loop`. It does
-        not look past a row's end, where there may be anything, and puts out zeros there."""
-        return self.loop(xs, state, lengths)
+        """How `unroll` runs through time: by the kernel that the cell names, or else by `loop`. It does not look past a row's
+        end, where there may be anything, and puts out zeros there."""
+        known = self.recurrence()
+        fast = None if known is None else kernels.run(known[0], xs, lengths, state, known[1])
+        return self.loop(xs, state, lengths) if fast is None else (fast[0], refill(state, fast[1]))
+
+    def recurrence(self) -> tuple[str, tuple[Tensor, ...]] | None:
+        """The name in `kernels.KERNELS` of what the cell computes as it is set now, and the weights that the kernel wants; None
+        where the cell has only its loop."""
+        return None
 
     def loop(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """The readable loop: the definition of the cell and the oracle of every faster path."""

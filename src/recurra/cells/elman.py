@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recurra import kernels
 from recurra.cells.base import Cell, add_weights
 from recurra.init import uniform_
 
@@ -53,12 +52,9 @@ class Elman(Cell):
         h = ACTIVATIONS[self.activation](u + F.linear(state.h, self.weight_hh))
         return h, ElmanState(h)
 
-    def scan(self, xs: Tensor, state: ElmanState, lengths: Tensor | None) -> tuple[Tensor, ElmanState]:
-        if self.activation not in FUSED:
-            return self.loop(xs, state, lengths)
+    def recurrence(self) -> tuple[str, tuple[Tensor, ...]] | None:
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        fast = kernels.run(f"elman-{self.activation}", xs, lengths, state, weights)
-        return self.loop(xs, state, lengths) if fast is None else (fast[0], ElmanState(*fast[1]))
+        return (f"elman-{self.activation}", weights) if self.activation in FUSED else None
 
 
 class JordanState(NamedTuple):

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recurra import kernels
 from recurra.cells.base import Cell, add_weights
 
 
@@ -67,12 +66,9 @@ class GRU(Cell):
         h = (1 - gate.update) * gate.candidate + gate.update * state.h
         return h, GRUState(h)
 
-    def scan(self, xs: Tensor, state: GRUState, lengths: Tensor | None) -> tuple[Tensor, GRUState]:
-        if self.reset == "before":
-            return self.loop(xs, state, lengths)
+    def recurrence(self) -> tuple[str, tuple[Tensor, ...]] | None:
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        fast = kernels.run("gru", xs, lengths, state, weights)
-        return self.loop(xs, state, lengths) if fast is None else (fast[0], GRUState(*fast[1]))
+        return ("gru", weights) if self.reset == "after" else None
 
     def _reset_after(self, u: Tensor, h: Tensor) -> GRUGates:
         ur, uz, un = u.chunk(3, dim=1)

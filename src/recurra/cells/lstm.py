@@ -5,7 +5,6 @@ from typing import Any, Literal, NamedTuple, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recurra import kernels
 from recurra.cells.base import Cell, add_weights
 from recurra.init import uniform_
 from recurra.regularize import check_share, step_mask
@@ -86,12 +85,9 @@ class LSTM(Cell):
         h = gate.output * c.tanh()
         return h, LSTMState(h, c)
 
-    def scan(self, xs: Tensor, state: LSTMState, lengths: Tensor | None) -> tuple[Tensor, LSTMState]:
-        if self.candidate != "tanh" or self._is_noisy():
-            return self.loop(xs, state, lengths)
+    def recurrence(self) -> tuple[str, tuple[Tensor, ...]] | None:
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        fast = kernels.run("lstm", xs, lengths, state, weights)
-        return self.loop(xs, state, lengths) if fast is None else (fast[0], LSTMState(*fast[1]))
+        return ("lstm", weights) if self.candidate == "tanh" and not self._is_noisy() else None
 
     def _is_noisy(self) -> bool:
         return self.training and self.candidate_dropout > 0
@@ -245,10 +241,8 @@ class ProjectedLSTM(Cell):
         h = F.linear(gate.output * c.tanh(), self.weight_hr)
         return h, ProjectedState(h, c)
 
-    def scan(self, xs: Tensor, state: ProjectedState, lengths: Tensor | None) -> tuple[Tensor, ProjectedState]:
-        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr)
-        fast = kernels.run("lstm-projected", xs, lengths, state, weights)
-        return self.loop(xs, state, lengths) if fast is None else (fast[0], ProjectedState(*fast[1]))
+    def recurrence(self) -> tuple[str, tuple[Tensor, ...]] | None:
+        return "lstm-projected", (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr)
 
 
 @final

@@ -6,25 +6,26 @@ import torch
 from torch import Tensor, nn
 
 from recurra.cells.base import Cell, check_state, check_step
-from recurra.cells.elman import FUSED, Elman
-from recurra.cells.gru import GRU
-from recurra.cells.lstm import LSTM
 from recurra.cells.wrap import Wrapper
+from recurra.errors import UsageError
 from recurra.kernels import native
 from recurra.state import tmap
 
 
 @final
 class Packed(Wrapper):
-    """An `Elman`, `LSTM` or `GRU` that steps natively, with its weights as they are now: later changes do not reach its step.
+    """A cell with a native recurrence that steps natively too, with its weights as they are now: later changes do not reach
+    its step.
 
     State and numbers are those of the cell. Where a gradient is asked for, the cell itself steps.
     """
 
-    def __init__(self, cell: "Elman | LSTM | GRU") -> None:
+    def __init__(self, cell: Cell) -> None:
         super().__init__(cell)  # its parameters are those that were packed; sequences run through it
-        weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-        self._step = native.pack(_kind(cell) or "", weights)
+        known = cell.recurrence()
+        if known is None:
+            raise UsageError(f"{type(cell).__name__} has no native recurrence as it is set now; it steps in torch")
+        self._step = native.pack(*known)
 
     def project(self, xs: Tensor) -> Tensor:
         return xs  # the native step multiplies by both weights
@@ -61,8 +62,9 @@ def _is_watched(u: Tensor, state: tuple[Tensor, ...]) -> bool:
 
 def with_packed_weights(cell: Cell) -> Cell:
     """The cell with every cell inside that has a native step replaced by its `Packed`, in place where it is inside."""
-    if _kind(cell) is not None and native.packs(cell.weight_ih):
-        return Packed(cell)  # type: ignore[arg-type]
+    known = cell.recurrence()
+    if known is not None and native.packs(*known):
+        return Packed(cell)
     for name, child in cell.named_children():
         if isinstance(child, Cell):
             setattr(cell, name, with_packed_weights(child))
@@ -71,12 +73,3 @@ def with_packed_weights(cell: Cell) -> Cell:
                 if isinstance(one, Cell):
                     child[place] = with_packed_weights(one)
     return cell
-
-
-def _kind(cell: Cell) -> str | None:
-    """The name of the native recurrence that is this very cell in evaluation."""
-    if isinstance(cell, Elman) and cell.activation in FUSED:
-        return f"elman-{cell.activation}"
-    if isinstance(cell, LSTM) and cell.candidate == "tanh":
-        return "lstm"
-    return "gru" if isinstance(cell, GRU) and cell.reset == "after" else None

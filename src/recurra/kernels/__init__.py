@@ -16,7 +16,7 @@ Under torch.compile the native kernels are operators of the graph. Under torch.e
 program runs wherever torch does; within `exported_natively()` it writes the operator, which is faster and needs recurra.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
@@ -123,6 +123,25 @@ def run(
     if torch.compiler.is_compiling():
         return _traced(name, xs, lengths, state, weights, reverse)
     return KERNELS[name](xs, lengths, state, weights, reverse)
+
+
+def run_both_ways(
+    name: str, xs: Tensor, lengths: Tensor | None, states: Sequence[Parts], weights: Sequence[Parts]
+) -> list[Result] | None:
+    """The recurrence `name` from the start of each row and another one from its end, side by side on the threads; None where
+    they have to run one after the other."""
+    ways = ((states[0], weights[0], False), (states[1], weights[1], True))
+    if not wanted() or 0 in xs.shape[:2] or name not in native.KINDS or torch.compiler.is_compiling():
+        return None
+    for state, own, _ in ways:
+        if (
+            _is_transformed(xs, *state, *own)
+            or not native.takes(xs, state, own)
+            or not native.has_memory(xs, state, own)
+        ):
+            return None
+    same_size = states[0][0].shape == states[1][0].shape
+    return native.run_ways(name, xs, lengths, ways) if same_size else None
 
 
 def _traced(

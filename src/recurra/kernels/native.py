@@ -26,6 +26,7 @@ if _native is not None and not _native.open(Tensor, torch.nn.Parameter):  # a to
 Result = tuple[Tensor, tuple[Tensor, ...]]
 State = tuple[Tensor, ...]
 Weights = tuple[Tensor, ...]
+Way = tuple[State, Weights, bool]  # the start state, the weights, and whether each row is read from its end
 Gradients = tuple[Tensor | None, State, Weights]  # of the inputs, of the start state, of the weights
 Step = Callable[[Tensor, Any], tuple[Tensor, Any] | None]
 
@@ -76,10 +77,16 @@ def has_memory(xs: Tensor, state: State, weights: Weights) -> bool:
 
 def run(name: str, xs: Tensor, lengths: Tensor | None, state: State, weights: Weights, reverse: bool = False) -> Result:
     """The recurrence `name` over `xs`; with `reverse`, each row from its own end to its start."""
-    if wants_gradients(xs, state, weights):
-        ys, *last = cast(tuple[Tensor, ...], _Recurrence.apply(name, reverse, xs, lengths, *weights, *state))
-        return ys, tuple(last)
-    return forward(name, xs, lengths, state, weights, reverse)
+    return run_ways(name, xs, lengths, ((state, weights, reverse),))[0]
+
+
+def run_ways(name: str, xs: Tensor, lengths: Tensor | None, ways: tuple[Way, ...]) -> list[Result]:
+    """The same for each of several ways through `xs`, side by side."""
+    if not any(wants_gradients(xs, state, weights) for state, weights, _ in ways):
+        return forward(name, xs, lengths, tuple((*way, None) for way in ways))
+    flat = [part for state, weights, _ in ways for part in (*weights, *state)]
+    outs = cast(tuple[Tensor, ...], _Recurrence.apply(name, tuple(way[2] for way in ways), xs, lengths, *flat))
+    return [(part[0], part[1:]) for part in _split(outs, len(ways))]
 
 
 def saved_floats(name: str, units: int) -> int:
@@ -93,71 +100,73 @@ def wants_gradients(xs: Tensor, state: State, weights: Weights) -> bool:
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, name: str, reverse: bool, *given: Any) -> tuple[Tensor, ...]:
-        xs, lengths, *weights_and_state = given
-        weights, state = tuple(weights_and_state[:4]), tuple(weights_and_state[4:])
-        saved = xs.new_empty(xs.shape[0] * xs.shape[1] * saved_floats(name, weights[1].shape[1]))
-        ys, last = forward(name, xs, lengths, state, weights, reverse, saved)
-        remember(ctx, name, reverse, given, ys, saved)
-        return ys, *last
+    def forward(ctx: Any, name: str, reverse: tuple[bool, ...], *given: Any) -> tuple[Tensor, ...]:
+        xs, lengths, *flat = given
+        ways = tuple(
+            (part[4:], part[:4], back, xs.new_empty(xs.shape[0] * xs.shape[1] * saved_floats(name, part[1].shape[1])))
+            for part, back in zip(_split(flat, len(reverse)), reverse, strict=True)
+        )
+        results = forward(name, xs, lengths, ways)
+        remember(ctx, name, reverse, given, [ys for ys, _ in results], [way[3] for way in ways])
+        return tuple(part for ys, last in results for part in (ys, *last))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        dxs, dstate, dweights = gradients(ctx, grads[0], grads[1:], ctx.needs_input_grad[2], backward)
-        return None, None, dxs, None, *dweights, *dstate
+        dxs, ways = gradients(ctx, grads, ctx.needs_input_grad[2], backward)
+        return None, None, dxs, None, *(part for dstate, dweights in ways for part in (*dweights, *dstate))
 
 
 def remember(
-    ctx: Any, name: str, reverse: bool, given: Sequence[Tensor | None], ys: Tensor, saved: Tensor | None
+    ctx: Any, name: str, reverse: tuple[bool, ...], given: Sequence[Any], ys: list[Tensor], saved: list[Tensor]
 ) -> None:
-    """Put into the context of autograd what `gradients` needs; `given` are xs, lengths, four weights and the state."""
+    """Put into the context of autograd what `gradients` needs; `given` are xs, lengths, and of each way four weights and the
+    state."""
     ctx.name, ctx.reverse = name, reverse
-    ctx.save_for_backward(*given, ys, saved)
+    ctx.save_for_backward(*given, *ys, *saved)
     ctx.set_materialize_grads(False)
 
 
 def gradients(
-    ctx: Any, dys: Tensor | None, dlast: tuple[Tensor | None, ...], wants_dx: bool, back: Callable[..., Gradients]
-) -> Gradients:
-    """The gradients of what was given, by `back` or as a computation that has derivatives itself."""
-    xs, lengths, *others, ys, saved = ctx.saved_tensors
-    weights, state = tuple(others[:4]), tuple(others[4:])
+    ctx: Any, grads: Sequence[Tensor | None], wants_dx: bool, back: Callable[..., list[Gradients]]
+) -> tuple[Tensor | None, list[tuple[State, Weights]]]:
+    """The gradient of xs, and for each way those of its state and weights, by `back` or as a computation that has derivatives
+    itself."""
+    xs, lengths, *others = ctx.saved_tensors
+    count = len(ctx.reverse)
+    flat, ys, saved = others[: -2 * count], others[-2 * count : -count], others[-count:]
+    ways = [
+        (part[4:], part[:4], reverse, kept, out, grad[0], grad[1:])
+        for part, reverse, kept, out, grad in zip(
+            _split(flat, count), ctx.reverse, saved, ys, _split(grads, count), strict=True
+        )
+    ]
     if torch.is_grad_enabled():
-        return _again(ctx, xs, lengths, state, weights, (dys, *dlast))
-    return back(ctx.name, xs, lengths, state, weights, ctx.reverse, ys, saved, dys, dlast, wants_dx)
+        found = [_again(ctx.name, xs, lengths, way) for way in ways]
+    else:
+        found = back(ctx.name, xs, lengths, tuple(ways), wants_dx)
+    dxs = [dx for dx, _, _ in found if dx is not None]
+    return sum(dxs[1:], dxs[0]) if dxs else None, [(dstate, dweights) for _, dstate, dweights in found]
 
 
-def forward(
-    name: str,
-    xs: Tensor,
-    lengths: Tensor | None,
-    state: State,
-    weights: Weights,
-    reverse: bool,
-    saved: Tensor | None = None,
-) -> Result:
-    """The outputs and the last state; and what `backward` needs, into `saved`."""
-    threads = threads_for(xs.shape[0], weights[1].shape[1])
-    return _ordered(_native.forward, KINDS[name], xs, lengths, state, weights, reverse, threads, saved)
+def _split(parts: Sequence[Any], count: int) -> list[tuple[Any, ...]]:
+    size = len(parts) // count
+    return [tuple(parts[at : at + size]) for at in range(0, len(parts), size)]
+
+
+def forward(name: str, xs: Tensor, lengths: Tensor | None, ways: tuple[tuple[Any, ...], ...]) -> list[Result]:
+    """The outputs and the last state of each way (state, weights, reverse, saved); and what `backward` needs into its `saved`,
+    unless it is None."""
+    threads = threads_for(xs.shape[0], ways[0][1][1].shape[1], len(ways))
+    return _ordered(_native.forward, KINDS[name], xs, lengths, ways, threads)
 
 
 def backward(
-    name: str,
-    xs: Tensor,
-    lengths: Tensor | None,
-    state: State,
-    weights: Weights,
-    reverse: bool,
-    ys: Tensor,
-    saved: Tensor,
-    dys: Tensor | None,
-    dlast: tuple[Tensor | None, ...],
-    wants_dx: bool,
-) -> Gradients:
-    """The gradients of xs (or None), of the start state and of the weights."""
-    threads = threads_for(xs.shape[0], weights[1].shape[1])
-    given = (KINDS[name], xs, lengths, state, weights, reverse, threads, ys, saved, dys, dlast, wants_dx)
-    return _ordered(_native.backward, *given)
+    name: str, xs: Tensor, lengths: Tensor | None, ways: tuple[tuple[Any, ...], ...], wants_dx: bool
+) -> list[Gradients]:
+    """The gradients of xs (or None), of the start state and of the weights, for each way (state, weights, reverse, saved,
+    outputs, their gradient or None, those of the last state)."""
+    threads = threads_for(xs.shape[0], ways[0][1][1].shape[1], len(ways))
+    return _ordered(_native.backward, KINDS[name], xs, lengths, ways, threads, wants_dx)
 
 
 def _ordered(native: Callable[..., Any], *given: Any) -> Any:
@@ -176,18 +185,12 @@ def _contiguous(part: Any) -> Any:
     return part.contiguous() if isinstance(part, Tensor) else part
 
 
-def _again(
-    ctx: Any,
-    xs: Tensor,
-    lengths: Tensor | None,
-    state: State,
-    weights: Weights,
-    grads: tuple[Tensor | None, ...],
-) -> Gradients:
-    """The backward pass as a differentiable computation."""
-    ys, last = AGAIN[ctx.name](flipped(xs, lengths) if ctx.reverse else xs, lengths, state, weights)
-    ys = flipped(ys, lengths) if ctx.reverse else ys
-    pairs = [(out, grad) for out, grad in zip((ys, *last), grads, strict=True) if grad is not None]
+def _again(name: str, xs: Tensor, lengths: Tensor | None, way: tuple[Any, ...]) -> Gradients:
+    """The backward pass of one way as a differentiable computation."""
+    state, weights, reverse, _, _, *grads = way
+    ys, last = AGAIN[name](flipped(xs, lengths) if reverse else xs, lengths, state, weights)
+    outs = (flipped(ys, lengths) if reverse else ys, *last)
+    pairs = [(out, grad) for out, grad in zip(outs, (grads[0], *grads[1]), strict=True) if grad is not None]
     wanted = [part for part in (xs, *state, *weights) if part.requires_grad]
     found = iter(
         torch.autograd.grad(
@@ -198,9 +201,9 @@ def _again(
     return dxs, tuple(others[: len(state)]), tuple(others[len(state) :])  # type: ignore[arg-type]
 
 
-def packs(weight: Tensor) -> bool:
-    """Whether weights such as this one can be packed for a step."""
-    return _native is not None and weight.dtype == torch.float32 and weight.is_cpu
+def packs(name: str, weights: Sequence[Tensor]) -> bool:
+    """Whether these weights of the recurrence `name` can be packed for a step."""
+    return _native is not None and name in KINDS and all(one.dtype == torch.float32 and one.is_cpu for one in weights)
 
 
 def pack(name: str, weights: Sequence[Tensor]) -> Step:
@@ -210,12 +213,11 @@ def pack(name: str, weights: Sequence[Tensor]) -> Step:
     return _native.pack(KINDS[name], tuple(weight.detach().contiguous() for weight in weights), threads).step
 
 
-def threads_for(batch: int, units: int) -> int:
+def threads_for(batch: int, units: int, ways: int = 1) -> int:
     """How many threads share a call: a table made from benchmarks/kernels.py, so that the same call gives the same bits."""
     most = 1 if _forked else torch.get_num_threads()
-    if batch < 4 * most:
-        return most if units >= 128 else 1
-    return most if batch * units >= 256 else 1
+    alone = units < 128 if batch < 4 * most else batch * units < 256
+    return min(most, ways) if alone else most
 
 
 def _after_fork() -> None:

@@ -43,7 +43,7 @@ def _forward(name: str, *rest: Any) -> tuple[Tensor, ...]:
         return _forward_fake(name, *rest)
     # Zeros: what an operator gives must not depend on what was in memory, even where nobody looks.
     saved = xs.new_zeros(_saved_floats(name, xs, weights[1])) if keep else None
-    ys, last = native.forward(name, xs, lengths, _fields(h, c), tuple(weights), reverse, saved)
+    ((ys, last),) = native.forward(name, xs, lengths, ((_fields(h, c), tuple(weights), reverse, saved),))
     return ys, *(_or_empty(part, xs) for part in (*_both(last), saved))
 
 
@@ -66,9 +66,8 @@ def _backward(name: str, *rest: Any) -> tuple[Tensor, ...]:
     if xs.shape[0] == 0:
         return tuple(part.zero_() for part in _backward_fake(name, *rest))
     state, dlast = _fields(h, c), (dh,) if c is None else (dh, dc)
-    dxs, dstate, dweights = native.backward(
-        name, xs, lengths, state, tuple(weights), reverse, ys, saved, dys, dlast, wants_dx
-    )
+    way = (state, tuple(weights), reverse, saved, ys, dys, dlast)
+    ((dxs, dstate, dweights),) = native.backward(name, xs, lengths, (way,), wants_dx)
     return tuple(_or_empty(part, xs) for part in (dxs, *_both(dstate), *dweights))
 
 
@@ -85,7 +84,7 @@ def _saved_floats(name: str, xs: Tensor, w_hh: Tensor) -> int:
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     name, xs, lengths, h, c, *weights, reverse, ctx.keep = inputs
     ys, *_, saved = output
-    native.remember(ctx, name, reverse, (xs, lengths, *weights, *_fields(h, c)), ys, saved)
+    native.remember(ctx, name, (reverse,), (xs, lengths, *weights, *_fields(h, c)), [ys], [saved])
     ctx.mark_non_differentiable(saved)
 
 
@@ -95,31 +94,22 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             "recurra::recurrence ran without keeping what its gradients need; trace the graph with gradients enabled and "
             "with parameters that require them"
         )
-    dys, *dlast = grads[: 3 if ctx.name == "lstm" else 2]
-    dxs, dstate, dweights = native.gradients(ctx, dys, tuple(dlast), ctx.needs_input_grad[1], _wanted_gradients)
+    of_outputs = grads[: 3 if ctx.name == "lstm" else 2]
+    dxs, ((dstate, dweights),) = native.gradients(ctx, of_outputs, ctx.needs_input_grad[1], _wanted_gradients)
     return None, dxs, None, *_both(dstate), *dweights, None, None
 
 
 def _wanted_gradients(
-    name: str,
-    xs: Tensor,
-    lengths: Tensor | None,
-    state: native.State,
-    weights: native.Weights,
-    reverse: bool,
-    ys: Tensor,
-    saved: Tensor,
-    dys: Tensor | None,
-    dlast: tuple[Tensor | None, ...],
-    wants_dx: bool,
-) -> native.Gradients:
+    name: str, xs: Tensor, lengths: Tensor | None, ways: tuple[tuple[Any, ...], ...], wants_dx: bool
+) -> list[native.Gradients]:
     """`native.backward` by the operator."""
+    ((state, weights, reverse, saved, ys, dys, dlast),) = ways
     h, c = _both(state)
     dh, dc = (*dlast, None)[:2]
     dxs, dh0, dc0, *dweights = torch.ops.recurra.recurrence_backward(
         name, xs, lengths, h, c, *weights, ys, saved, dys, dh, dc, reverse, wants_dx
     )
-    return dxs if wants_dx else None, _fields(dh0, None if c is None else dc0), tuple(dweights)
+    return [(dxs if wants_dx else None, _fields(dh0, None if c is None else dc0), tuple(dweights))]
 
 
 def _both(state: native.State) -> tuple[Tensor, Tensor | None]:
