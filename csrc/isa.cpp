@@ -60,6 +60,27 @@ constexpr recurra::Kernel kernel() {
   return {Cell::gates, Cell::fields, forward<Cell>, backward<Cell>, Recurrence<Cell>::saved_floats, stepper<Cell>};
 }
 
+int64_t sweep(const recurra::Sweep& p) {
+  std::atomic<int64_t> turned{0};
+  recurra::on_threads(p.threads, [&](int thread) {
+    int64_t mine = 0;
+    for (int64_t row = thread; row < p.rows; row += p.threads) {
+      float *state = p.states + row * p.units, *field = p.fields + row * p.units;
+      for (int64_t k = 0; k < p.units; k++) {
+        const int64_t unit = p.order[k];
+        if (state[unit] * field[unit] >= -p.tiny) continue;
+        const float* weight = p.weights + unit * p.units;
+        const float change = -2 * state[unit];
+        for (int64_t i = 0; i < p.units; i++) field[i] += change * weight[i];
+        state[unit] = -state[unit];
+        mine++;
+      }
+    }
+    turned += mine;
+  });
+  return turned;
+}
+
 recurra::Kernel find(recurra::Kind kind) {
   switch (kind) {
     case recurra::Kind::elman_tanh: return kernel<Elman<Tanh>>();

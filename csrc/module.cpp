@@ -184,6 +184,18 @@ Packed* pack(int kind, nb::tuple weights, int threads) {
   return new Packed{kernel.stepper(p), p.inputs, p.units, kernel.fields};
 }
 
+// How many units were turned over; -1 where a tensor is not one of ordinary floats that lies in order.
+int64_t sweep(nb::handle weights, nb::handle order, nb::handle states, nb::handle fields, float tiny, int threads) {
+  Array<float> on;
+  Array<int64_t> turns;
+  if (!Tensors::view(states.ptr(), on) || on.dims != 2 || !Tensors::view(order.ptr(), turns)) return -1;
+  Sweep p{on.shape[0], on.shape[1], threads_now(threads), tiny, nullptr, turns.data, on.data, nullptr};
+  if (!turns.is({p.units}) || !floats(weights, {p.units, p.units}, p.weights)) return -1;
+  if (!floats(fields, {p.rows, p.units}, p.fields)) return -1;
+  nb::gil_scoped_release release;
+  return chosen().sweep(p);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -197,6 +209,7 @@ NB_MODULE(_native, m) {
   });
   m.def("forward", forward, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg());
   m.def("backward", backward, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg());
+  m.def("sweep", sweep);
   nb::class_<Packed>(m, "Packed").def("step", &Packed::step);
   m.def("pack", pack, nb::rv_policy::take_ownership);
 }

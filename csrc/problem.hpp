@@ -25,6 +25,19 @@ struct Problem {
   float *dx, *dh0, *dc0, *dw_ih, *dw_hh, *db_ih, *db_hh;
 };
 
+// One sweep over the units of a binary Hopfield network, `rows` states at once, each unit of +1 or -1 that its field
+// contradicts by more than `tiny` turned over as its turn comes.
+//
+//   weights [units, units], symmetric   order [units]: whose turn it is   states, fields [rows, units], changed in place
+struct Sweep {
+  int64_t rows, units;
+  int32_t threads;
+  float tiny;
+  const float* weights;
+  const int64_t* order;
+  float *states, *fields;
+};
+
 // Waits a moment for the others and then sleeps: with other work on the machine a spinning thread only keeps the core from
 // the one that it waits for.
 class Barrier {

@@ -27,9 +27,9 @@
 #include <immintrin.h>
 #endif
 
-namespace avx512 { recurra::Kernel find(recurra::Kind); }
-namespace avx2 { recurra::Kernel find(recurra::Kind); }
-namespace baseline { recurra::Kernel find(recurra::Kind); }
+namespace avx512 { recurra::Kernel find(recurra::Kind); int64_t sweep(const recurra::Sweep&); }
+namespace avx2 { recurra::Kernel find(recurra::Kind); int64_t sweep(const recurra::Sweep&); }
+namespace baseline { recurra::Kernel find(recurra::Kind); int64_t sweep(const recurra::Sweep&); }
 
 namespace recurra {
 
@@ -49,10 +49,10 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 
 const InstructionSet SETS[] = {
 #if defined(__x86_64__)
-    {"avx512", has_avx512, avx512::find},
-    {"avx2", has_avx2, avx2::find},
+    {"avx512", has_avx512, avx512::find, avx512::sweep},
+    {"avx2", has_avx2, avx2::find, avx2::sweep},
 #endif
-    {"baseline", always, baseline::find},
+    {"baseline", always, baseline::find, baseline::sweep},
 };
 
 void pause() {

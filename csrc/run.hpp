@@ -52,6 +52,7 @@ struct InstructionSet {
   const char* name;
   bool (*runs_here)();
   Kernel (*find)(Kind);
+  int64_t (*sweep)(const Sweep&);  // how many units were turned over
 };
 
 const InstructionSet* instruction_set(const char* name);  // null: the best that runs here

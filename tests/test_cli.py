@@ -26,6 +26,7 @@ COMMANDS = [
     "predict",
     "check",
     "demo",
+    "recall",
     "bench",
     "bench language",
     "bench cells",

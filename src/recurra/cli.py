@@ -257,6 +257,65 @@ def _introduce(text: Path) -> None:
     )
 
 
+@app.command()
+def recall(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILES...", help="Pictures, .npy, .npz, .csv or .tsv (also .gz, .xz), or folders."),
+    ],
+    memory: Annotated[str, typer.Option(help="hebb, storkey, pseudo-inverse, dense or modern.")] = "hebb",
+    patterns: Annotated[int | None, typer.Option(min=1, help="Store the first so many rows; else all.")] = None,
+    noise: Annotated[float, typer.Option(help="Share of the units that are turned over.")] = 0.2,
+    mask: Annotated[float, typer.Option(help="Share of the picture that is hidden, from below.")] = 0.0,
+    threshold: Annotated[float | None, typer.Option(help="Numbers above it are +1; else the mean of all.")] = None,
+    label: Annotated[str | None, typer.Option(help="A column of a table that is left out; -1 is the last.")] = None,
+    shape: Annotated[str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Of the picture in a row.")] = None,
+    beta: Annotated[float, typer.Option(help="Inverse temperature of modern: larger tells like patterns apart.")] = 1.0,
+    power: Annotated[str, typer.Option(help="Of dense: a whole number from 2, or exp.")] = "3",
+    out: Annotated[Path | None, typer.Option(help="Write a page (HTML) with frames and energies here.")] = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Store pictures or rows of a table in an associative memory, damage them, and recall them.
+
+    Example: recurra recall digits.csv --label -1 --patterns 5 --memory storkey --noise 0.1 --out recall.html
+    """
+    import torch
+
+    from recurra import recall as recalling
+    from recurra.storage import replace_file
+
+    if threads:
+        torch.set_num_threads(threads)
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"recall was given --device {device}; its memories run on the cpu")
+    picture = _height_and_width(shape)
+    done = recalling.recall(
+        files, memory, patterns, recalling.Damage(noise, mask), label=label, shape=picture, threshold=threshold, beta=beta,
+        power=power, seed=seed or 0,
+    )  # fmt: skip
+    if out is not None:
+        replace_file(out, recalling.page(done).encode())
+    if as_json:
+        _print_json({**done.report, "page": str(out) if out else None})
+        return
+    print("\n".join(recalling.lines(done)))
+    if out is not None and not quiet:
+        print(f"frames and energies are in {out}")
+
+
+def _height_and_width(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
+        raise UsageError(f"shape was {text!r}, wanted HEIGHTxWIDTH, such as 28x28")
+    return int(parts[0]), int(parts[1])
+
+
 @bench_app.command("language")
 def bench_language(
     hidden: Annotated[int, typer.Option(min=1)] = 384,

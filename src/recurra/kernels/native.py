@@ -34,6 +34,7 @@ KINDS = {"elman-tanh": 0, "elman-relu": 1, "lstm": 2, "gru": 3}
 AGAIN = {"elman-tanh": fused.elman_tanh, "elman-relu": fused.elman_relu, "lstm": fused.lstm, "gru": fused.gru}
 PLAIN = (Tensor, torch.nn.Parameter)
 MANY_UNITS = 256  # of one step: from here on reading the weights takes longer than waking the threads
+MANY_STATES = 16384  # of a sweep: from here on it takes longer than waking the threads
 LARGEST = 2**40  # elements of any one array: far above any memory, and far below an overflow of its address
 
 _forked = False
@@ -211,6 +212,16 @@ def pack(name: str, weights: Sequence[Tensor]) -> Step:
     and a state the output and the next state, or None where they are not ordinary tensors that lie in order and fit."""
     threads = torch.get_num_threads() if weights[1].shape[1] >= MANY_UNITS else 1
     return _native.pack(KINDS[name], tuple(weight.detach().contiguous() for weight in weights), threads).step
+
+
+def sweep(weights: Tensor, order: Tensor, states: Tensor, fields: Tensor, tiny: float) -> int:
+    """One sweep over the units of a binary Hopfield network, as csrc/problem.hpp has it: `states` and `fields` [rows, units] are
+    changed in place. Returns how many units were turned over. All float32 on the CPU, in order in memory."""
+    threads = torch.get_num_threads() if states.numel() >= MANY_STATES and not _forked else 1
+    turned = _native.sweep(weights, order, states, fields, tiny, threads)
+    if turned < 0:
+        raise TypeError(f"a sweep cannot read weights {weights.dtype} and states {states.dtype} as they lie in memory")
+    return turned
 
 
 def threads_for(batch: int, units: int, ways: int = 1) -> int:
