@@ -340,7 +340,7 @@ def test_every_memory_recalls_a_few_pictures(letters: Path, kind: str) -> None:
         (["broken.npy"], 3, "no array of NumPy"),
         (["text.md"], 3, "of no kind that holds rows"),
         (["letters.npy", "short.tsv"], 3, "give files of one shape"),
-        (["letters.npy", "--device", "cuda"], 2, "run on the cpu"),
+        (["letters.npy", "--device", "cuda"], 2, "runs on the cpu"),
     ],
 )
 def test_wrong_calls_are_answered_in_one_line(

@@ -20,6 +20,7 @@ SHORT = {
     "minutes": ("train", "minutes"),
     "steps": ("train", "steps"),
     "learner": ("learner", "name"),
+    "vectors": ("embed", "vectors"),
     "device": ("train", "device"),
     "seed": ("train", "seed"),
     "threads": ("train", "threads"),
@@ -43,7 +44,8 @@ def train(
     data      a file, several, or a folder; `valid` and `test` likewise, else the end of the data is kept for validation
     out       the run folder; by default `runs/` and the name of the first file
     settings  config values by section: {"model": {"dropout": 0.5}}
-    short     cell, hidden, layers, epochs, minutes, steps, learner, device, seed, threads, as on the command line
+    short     cell, hidden, layers, epochs, minutes, steps, learner, vectors, device, seed, threads, as on
+              the command line
     tell      called as tell(kind, **numbers) at every event
 
     >>> task = recurra.train("language", "corpus.txt", minutes=5)  # doctest: +SKIP

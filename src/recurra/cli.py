@@ -25,6 +25,13 @@ bench_app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 
+embed_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Word vectors: learn them, ask them, judge them.\n\nExample: recurra embed near king --vectors glove.6B.100d.txt",
+)
+app.add_typer(embed_app, name="embed")
+
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="language")]
 Data = Annotated[
     list[Path], typer.Argument(metavar="DATA...", help="A text file (plain, .gz, .xz), several, or a folder.")
@@ -58,6 +65,7 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="or for so many minutes (default 5),")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="or for so many steps.")] = None,
     learner: Annotated[str | None, typer.Option(help="bptt.")] = None,
+    vectors: Annotated[Path | None, typer.Option(help="Word vectors where the table of words starts.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     seed: Seed = None,
     threads: Threads = None,
@@ -74,7 +82,7 @@ def train(
     values = configuration.override(configuration.read(config) if config else {}, setting or [])
     short = dict(
         cell=cell, hidden=hidden, layers=layers, epochs=epochs, minutes=minutes, steps=steps,
-        learner=learner, device=device, seed=seed, threads=threads,
+        learner=learner, device=device, seed=seed, threads=threads, vectors=vectors and str(vectors),
     )  # fmt: skip
     sources = api.as_sources(data, valid or (), test or ())
     values = api.merged(values, short)
@@ -290,8 +298,7 @@ def recall(
 
     if threads:
         torch.set_num_threads(threads)
-    if device not in ("auto", "cpu"):
-        raise UsageError(f"recall was given --device {device}; its memories run on the cpu")
+    _on_the_cpu("recall", device)
     picture = _height_and_width(shape)
     done = recalling.recall(
         files, memory, patterns, recalling.Damage(noise, mask), label=label, shape=picture, threshold=threshold, beta=beta,
@@ -314,6 +321,193 @@ def _height_and_width(text: str | None) -> tuple[int, int] | None:
     if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
         raise UsageError(f"shape was {text!r}, wanted HEIGHTxWIDTH, such as 28x28")
     return int(parts[0]), int(parts[1])
+
+
+VectorsFile = Annotated[
+    Path,
+    typer.Option(
+        "--vectors", help="Word vectors: .txt, .vec, .bin (also .gz, .xz), or a folder made by `embed train`."
+    ),
+]
+Count = Annotated[int, typer.Option(min=1, help="How many words to name.")]
+
+
+@embed_app.command("train")
+def embed_train(
+    text: Annotated[list[Path], typer.Argument(metavar="TEXT...", help="Files or folders; a line is a sentence.")],
+    out: Annotated[Path, typer.Option(help="The folder of the vectors.")] = Path("vectors"),
+    model: Annotated[str, typer.Option(help="skip-gram or cbow.")] = "skip-gram",
+    loss: Annotated[str, typer.Option(help="negative-sampling or hierarchical-softmax.")] = "negative-sampling",
+    size: Annotated[int, typer.Option(min=1, help="Numbers of a vector.")] = 100,
+    window: Annotated[int, typer.Option(min=1, help="Words on each side that count.")] = 5,
+    negative: Annotated[int, typer.Option(min=1, help="Words drawn against each true one.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1)] = 5,
+    least: Annotated[int, typer.Option(min=1, help="Leave out words that occur less often.")] = 5,
+    subwords: Annotated[bool, typer.Option(help="Vectors of the parts of words too, as fastText has it.")] = False,
+    lower: Annotated[bool, typer.Option(help="All in small letters.")] = False,
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn word vectors from text.
+
+    Example: recurra embed train corpus.txt --lower --epochs 10 --out vectors
+    """
+    import time
+
+    from recurra.embed.train import train as learn
+
+    _on_the_cpu("embed train", device)
+    began = time.perf_counter()
+    vectors = learn(
+        text, model=model, loss=loss, size=size, window=window, negative=negative, epochs=epochs, least=least,
+        subwords=subwords, lower=lower, threads=threads, seed=seed or 0,
+    )  # fmt: skip
+    vectors.save(out)
+    report = {"vectors": str(out), "words": len(vectors), "size": size, "seconds": time.perf_counter() - began}
+    if as_json:
+        _print_json(report)
+    else:
+        print(f"{len(vectors):,} words of {size} numbers in {report['seconds']:.0f} s: {out}")
+        print(f"    recurra embed near {vectors.words[0]} --vectors {out}")
+
+
+@embed_app.command("near")
+def embed_near(
+    word: Annotated[str, typer.Argument(metavar="WORD")],
+    vectors: VectorsFile,
+    metric: Annotated[str, typer.Option(help="cosine or euclidean.")] = "cosine",
+    count: Count = 10,
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """The words whose vectors are nearest to that of a word.
+
+    Example: recurra embed near king --vectors vectors --count 5
+    """
+    from recurra.embed.vectors import load
+
+    _on_the_cpu("embed near", device)
+    _print_neighbours(load(vectors).near(word, count, metric), metric, as_json)  # type: ignore[arg-type]
+
+
+@embed_app.command("analogy")
+def embed_analogy(
+    words: Annotated[list[str], typer.Argument(metavar="WORD - WORD + WORD", help="Words with + and - between them.")],
+    vectors: VectorsFile,
+    count: Count = 10,
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """The words nearest to a sum and difference of words.
+
+    Example: recurra embed analogy king - man + woman --vectors vectors
+    """
+    from recurra.embed.vectors import load
+
+    _on_the_cpu("embed analogy", device)
+    like, unlike = _added_and_taken_away(words)
+    _print_neighbours(load(vectors).analogy(like, unlike, count), "cosine", as_json)
+
+
+@embed_app.command("evaluate")
+def embed_evaluate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Questions of analogy, or judged pairs of words.")],
+    vectors: VectorsFile,
+    fold: Annotated[bool, typer.Option(help="Look words up in small letters.")] = True,
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Hold word vectors against what people said.
+
+    Example: recurra embed evaluate questions-words.txt --vectors vectors
+    """
+    from recurra.embed.evaluate import evaluate as judge
+    from recurra.embed.vectors import load
+
+    _on_the_cpu("embed evaluate", device)
+    report = judge(load(vectors), file, fold=fold)
+    if as_json:
+        _print_json(report)
+        return
+    for name, score in report.get("sections", {}).items():
+        print(f"{name:>28}  {score['value']:6.1%}  of {score['asked']:,} asked, {score['given']:,} given")
+    value = f"{report['accuracy']:.1%} right" if "accuracy" in report else f"Spearman {report['spearman']:.3f}"
+    print(f"{value}, {report['asked']:,} of {report['given']:,} have vectors")
+
+
+@embed_app.command("map")
+def embed_map(
+    vectors: VectorsFile,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[WORD...]", help="Which words; else the first ones.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=3, help="How many of the first words.")] = 200,
+    out: Annotated[Path, typer.Option(help="The page (HTML).")] = Path("map.html"),
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw words where their two largest principal components are.
+
+    Example: recurra embed map king queen man woman --vectors vectors --out map.html
+    """
+    from recurra.embed.vectors import load, page
+    from recurra.storage import replace_file
+
+    _on_the_cpu("embed map", device)
+    known = load(vectors, words or None)
+    for word in words or []:
+        _ = known[word]  # says which one has no vector
+    drawn = known if words else known.only(known.words[:count])
+    replace_file(out, page(drawn).encode())
+    if as_json:
+        _print_json({"page": str(out), "words": len(drawn)})
+    else:
+        print(f"{len(drawn)} words are in {out}")
+
+
+def _print_neighbours(found: Any, metric: str, as_json: bool) -> None:
+    if as_json:
+        _print_json({"metric": metric, "neighbours": [{"word": one.word, "value": one.value} for one in found]})
+    else:
+        print("\n".join(f"{one.value:8.3f}  {one.word}" for one in found))
+
+
+def _added_and_taken_away(words: list[str]) -> tuple[list[str], list[str]]:
+    """Of `king - man + woman`: king and woman, and man."""
+    like: list[str] = []
+    unlike: list[str] = []
+    sign, wanted = "+", True
+    for word in words:
+        if word in ("+", "-"):
+            sign, wanted = word, True
+        elif wanted:
+            (like if sign == "+" else unlike).append(word)
+            wanted = False
+        else:
+            raise UsageError(f"there is no + or - before {word!r}; wanted such as: king - man + woman")
+    if wanted or not like:
+        raise UsageError(f"{' '.join(words)!r} is no sum of words; wanted such as: king - man + woman")
+    return like, unlike
+
+
+def _on_the_cpu(command: str, device: str) -> None:
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"{command} was given --device {device}; it runs on the cpu")
 
 
 @bench_app.command("language")

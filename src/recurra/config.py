@@ -43,8 +43,15 @@ class TokensConfig(Section):
 
 class EmbedConfig(Section):
     kind: Literal["table", "onehot"] = "table"
-    size: int = Field(64, ge=1, le=65_536, description="features of a token")
+    size: Units | Auto = Field("auto", description="features of a token; auto: 64, or as many as the vectors have")
     tied: bool = Field(False, description="one matrix for embedding and readout")
+    vectors: str | None = Field(None, description="file of word vectors where the table starts; with tokens.kind=words")
+    frozen: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the steps in which the vectors stay as they are; 1: they are never learnt",
+    )
 
 
 class ModelConfig(Section):

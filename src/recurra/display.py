@@ -34,6 +34,9 @@ class Display:
     def _timing(self, seconds: float) -> None:
         self._say(f"timing a few steps ({seconds:.0f} s), to turn minutes into steps")
 
+    def _note(self, text: str) -> None:
+        self._say(text)
+
     def _complaint(self, text: str) -> None:
         self._say(f"warning: {text}")
 

@@ -51,6 +51,8 @@ def fit(
         rate = set_rate(job.optimizer, config, progress)
         loss, carry = job.learner(job.task, batch.to(device), job.carry)
         penalise(job.task.model, config.regularize)
+        for parameter in job.task.held(progress.step / steps):
+            parameter.grad = None
         norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.clip or math.inf)
         if math.isfinite(float(loss)) and math.isfinite(float(norm)):
             job.optimizer.step()

@@ -33,7 +33,7 @@ from recurra.learn import LEARNERS
 from recurra.tasks import TASKS, Sources, Task
 
 Tell = Callable[..., None]
-DATA_FILES = {"train.ids", "valid.ids", "test.ids", "corpus.json", "tokenizer.json", "sources.json"}
+DATA_FILES = {"train.ids", "valid.ids", "test.ids", "corpus.json", "tokenizer.json", "sources.json", "vectors.npz"}
 TIMING_SECONDS = 4.0
 DEFAULT_MINUTES = 5.0
 _NOTHING = object()
@@ -93,6 +93,8 @@ def _begin(name: str, sources: Sources, out: Path, values: Mapping[str, Any], te
     tell("preparing", files=[str(path) for path in sources.paths])
     storage.seal(out / "data", prepare, "data")
     task = TASKS[name].reopen(given, out / "data")
+    for text in task.notes():
+        tell("note", text=text)
     settled = _settled(given, task, tell)
     _job(settled, task)  # what cannot be begun is refused before there is a run to resume
     storage.replace_file(out / "given.json", json.dumps(values).encode())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from recurra.cells import Cell
 from recurra.config import Config
@@ -69,6 +69,14 @@ class Task(ABC):
     @abstractmethod
     def build(self, config: Config) -> None:
         """Make `model` anew, from torch's random numbers, as the settled config says."""
+
+    def notes(self) -> list[str]:
+        """What is worth saying of the data before a training begins."""
+        return []
+
+    def held(self, share: float) -> list[nn.Parameter]:
+        """The parameters that keep their values while `share` of the training is done."""
+        return []
 
     @abstractmethod
     def batches(self, start: int = 0) -> Iterator[Batch]:

@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, Self, cast, final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from recurra import config as configuration
 from recurra import storage
@@ -20,8 +20,9 @@ from recurra.data import read, texts
 from recurra.data import tokens as tokenisers
 from recurra.data.batch import Batch
 from recurra.data.feed import Corpus, Stream
-from recurra.data.tokens import TOKENS, Tokens
+from recurra.data.tokens import TOKENS, Tokens, Words
 from recurra.decode import Sampler
+from recurra.embed import vectors
 from recurra.errors import DataError, RecurraError, UsageError
 from recurra.metrics import bits, perplexity
 from recurra.models import SequenceModel, Snapshot, language_model
@@ -35,6 +36,9 @@ PARTS = ("train", "valid", "test")
 REFERENCE_ROWS = 32
 FEW_UPDATES = 1_500
 GATED = ("lstm", "gru", "mgu")
+
+
+FEATURES = 64  # of a token whose vector is not given
 
 
 @final
@@ -62,9 +66,11 @@ class Language(Task):
             return (chunk for piece in parts["train"] for chunk in piece.chunks(reader) if isinstance(chunk, str))
 
         tokens = TOKENS[config.tokens.kind].learn(chunks, config.tokens.size)
-        about = {
+        about: dict[str, Any] = {
             part: texts.write_corpus(folder / f"{part}.ids", pieces, tokens, reader) for part, pieces in parts.items()
         }
+        if config.embed.vectors is not None:
+            about["vectors"] = _take_vectors(config, tokens, folder)
         tokens.save(folder / "tokenizer.json")
         storage.write_json(folder / "corpus.json", about)
         return cls(config, tokens, folder)
@@ -95,6 +101,19 @@ class Language(Task):
             part: texts.open_corpus(folder / f"{part}.ids", self.about[part]) for part in PARTS if part in self.about
         }
 
+    def notes(self) -> list[str]:
+        known = self.about.get("vectors")
+        if known is None:
+            return []
+        share = known["covered"] / max(1, known["words"])
+        return [
+            f"{share:.1%} of the {known['words']:,} words of the vocabulary have a vector in {self.config.embed.vectors}"
+        ]
+
+    def held(self, share: float) -> list[nn.Parameter]:
+        embed = self.config.embed
+        return list(self.model.embedding.parameters()) if embed.vectors is not None and share < embed.frozen else []
+
     def write_assets(self, folder: Path) -> None:
         self.tokens.save(folder / "tokenizer.json")
 
@@ -113,6 +132,7 @@ class Language(Task):
             chosen = _regime(384, dropout=0.2 if passes > 4 else 0.0)
         if not config.cell.name.startswith(GATED) or config.optimizer.name not in ("adam", "adamw"):
             del chosen["optimizer"]  # cells without gates, and other optimizers, want their own rate
+        chosen["embed"] = {"size": self.about.get("vectors", {}).get("size", FEATURES)}
         return configuration.settled(config, chosen)
 
     def build(self, config: Config) -> None:
@@ -126,7 +146,7 @@ class Language(Task):
             cell=cell.name,
             hidden=int(model.hidden),
             layers=model.layers,
-            embedding=None if config.embed.kind == "onehot" else config.embed.size,
+            embedding=None if config.embed.kind == "onehot" else int(config.embed.size),
             tied=config.embed.tied,
             input_dropout=float(model.input_dropout),
             dropout=float(model.dropout),
@@ -134,6 +154,11 @@ class Language(Task):
             start=model.init,
             **configuration.options(CELLS[cell.name], given, "cell"),
         )
+        if "vectors" in self.about:
+            with np.load(self._data() / "vectors.npz", allow_pickle=False) as taken, torch.no_grad():  # type: ignore[misc]
+                cast(nn.Embedding, self.model.embedding).weight[torch.from_numpy(taken["ids"])] = torch.from_numpy(
+                    taken["values"]
+                )
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         return self._stream().batches(start)
@@ -277,6 +302,32 @@ def _regime(
     """What `auto` stands for, by section."""
     noise = {"dropout": dropout, "input_dropout": input_dropout, "recurrent_dropout": recurrent_dropout}
     return {"model": {"hidden": hidden, **noise}, "optimizer": {"rate": rate}, "train": {"rows": rows}}
+
+
+def _take_vectors(config: Config, tokens: Tokens, folder: Path) -> dict[str, int]:
+    """Put the vectors of the words of the vocabulary beside the data, as they are written or in small letters: a resume does
+    not need their file. Raises UsageError and DataError."""
+    embed = config.embed
+    if not isinstance(tokens, Words) or embed.kind != "table" or embed.tied:
+        raise UsageError(
+            f"word vectors start a table of words, and this run has {tokens.kind} with embed.kind={embed.kind}"
+            f"{' and embed.tied' if embed.tied else ''}; give --set tokens.kind=words with them"
+        )
+    written = {int(tokens.encode(piece)[0]): piece.strip() for piece in tokens.pieces}
+    words = {id: text for id, text in written.items() if any(map(str.isalpha, text))}
+    found = vectors.load(str(embed.vectors), only={*words.values(), *(text.lower() for text in words.values())})
+    if embed.size not in ("auto", found.size):
+        raise UsageError(
+            f"the vectors in {embed.vectors} have {found.size} numbers, and embed.size was {embed.size}; leave it out"
+        )
+    known = {
+        id: text if text in found else text.lower()
+        for id, text in words.items()
+        if text in found or text.lower() in found
+    }
+    values = np.stack([found[text] for text in known.values()]) if known else np.empty((0, found.size), np.float32)
+    np.savez(folder / "vectors.npz", ids=np.array(list(known), np.int64), values=values)
+    return {"size": found.size, "words": len(words), "covered": len(known)}
 
 
 def _parts(sources: Sources, share: float, reader: texts.Reader) -> dict[str, list[texts.Slice]]:
