@@ -289,7 +289,7 @@ def recall(
 ) -> None:
     """Store pictures or rows of a table in an associative memory, damage them, and recall them.
 
-    Example: recurra recall digits.csv --label -1 --patterns 5 --memory storkey --noise 0.1 --out recall.html
+    Example: recurra recall digits.csv --label -1 --patterns 5 --memory storkey
     """
     import torch
 
@@ -463,7 +463,7 @@ def embed_map(
 ) -> None:
     """Draw words where their two largest principal components are.
 
-    Example: recurra embed map king queen man woman --vectors vectors --out map.html
+    Example: recurra embed map king queen man woman --vectors vectors
     """
     from recurra.embed.vectors import load, page
     from recurra.storage import replace_file
