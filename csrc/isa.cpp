@@ -68,7 +68,7 @@ int64_t sweep(const recurra::Sweep& p) {
       float *state = p.states + row * p.units, *field = p.fields + row * p.units;
       for (int64_t k = 0; k < p.units; k++) {
         const int64_t unit = p.order[k];
-        if (state[unit] * field[unit] >= -p.tiny) continue;
+        if (!(state[unit] * field[unit] < -p.tiny)) continue;  // a field that is no number turns nothing
         const float* weight = p.weights + unit * p.units;
         const float change = -2 * state[unit];
         for (int64_t i = 0; i < p.units; i++) field[i] += change * weight[i];

@@ -71,7 +71,7 @@ std::optional<Problem> problem(const Kernel& kernel, nb::handle xs, nb::handle l
   Array<float> in;
   if (!take_weights(p, kernel.gates, weights) || !Tensors::view(xs.ptr(), in) || in.dims != 3) return {};
   p.batch = in.shape[0], p.steps = in.shape[1], p.x = in.data;
-  const int64_t widest = std::max(p.inputs, (kernel.gates + 1) * p.units);
+  const int64_t widest = std::max<int64_t>({1, p.inputs, (kernel.gates + 1) * p.units});
   if (in.shape[2] != p.inputs || p.batch < 1 || p.batch * p.steps >= LARGEST / widest) return {};
   if (static_cast<int>(state.size()) != kernel.fields) return {};
   if (!floats(state[0], {p.batch, p.units}, p.h0)) return {};
@@ -200,6 +200,7 @@ int64_t sweep(nb::handle weights, nb::handle order, nb::handle states, nb::handl
 
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // what Python still holds when it ends is no fault
+  watch_for_forks();
   m.doc() = "The recurrences of csrc/, from tensors to tensors.";
   m.def("open", [](nb::handle tensor, nb::handle parameter) { return Tensors::open(tensor.ptr(), parameter.ptr()); });
   m.def("instruction_set", [] { return std::string(chosen().name); });

@@ -684,8 +684,9 @@ struct Step final : recurra::Stepper {
   }
 
   void step(int64_t batch, const float* x, const float* h, const float* c, float* h_out, float* c_out) override {
-    recurra::on_threads(threads, [&](int thread) {
-      const Share mine(panels, thread, threads);
+    const int now = recurra::threads_now(threads);
+    recurra::on_threads(now, [&](int thread) {
+      const Share mine(panels, thread, now);
       for (long panel = mine.begin; panel < mine.end; panel++)
         in_tiles<ROWS<Z>>(batch, [&](long at, auto R) { rows<R>(batch == 1, at, panel, x, h, c, h_out, c_out); });
     });

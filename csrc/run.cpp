@@ -7,6 +7,10 @@
 #include <unistd.h>
 #endif
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -195,9 +199,25 @@ int64_t time_running() {
   return clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t) == 0 ? t.tv_sec * int64_t(1'000'000'000) + t.tv_nsec : 0;
 }
 
+// A forked child has no threads but the one that forked, and the pool of its parent does not come back.
+std::atomic<bool> forked{false};
+
 }  // namespace
 
-int threads_now(int wished) { return crowd.threads(wished); }
+int threads_now(int wished) {
+  if (wished <= 1 || forked.load(std::memory_order_relaxed)) return 1;
+#ifdef _OPENMP
+  if (omp_in_parallel() || omp_get_dynamic()) return 1;  // it may give fewer threads than it is asked for
+  wished = std::min(wished, omp_get_thread_limit());
+#endif
+  return crowd.threads(wished);
+}
+
+void watch_for_forks() {
+#if defined(__unix__) || defined(__APPLE__)
+  pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
+}
 
 void on_threads(int threads, const std::function<void(int)>& work) {
   if (threads == 1) return work(0);

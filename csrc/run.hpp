@@ -44,6 +44,9 @@ void prefer_large_pages(const void* start, size_t bytes);
 // thread that is set aside holds up all the others. The results have the same bits either way.
 int threads_now(int wished);
 
+// To be called once: from then on a forked child is known for one, and has one thread.
+void watch_for_forks();
+
 // Runs work(0) to work(threads - 1) side by side, in the OpenMP pool that torch has already started.
 void on_threads(int threads, const std::function<void(int)>& work);
 

@@ -82,6 +82,7 @@ bool Tensors::view_of(PyObject* tensor, uint8_t code, Array<T>& array) {
     if (d.strides && d.shape[i] > 1 && d.strides[i] != step) return false;
     step *= d.shape[i];
   }
+  if (!d.data && step > 0) return false;  // elements without memory
   array = {reinterpret_cast<T*>(static_cast<char*>(d.data) + d.byte_offset), d.dims, d.shape};
   return true;
 }
@@ -103,7 +104,7 @@ PyObject* Tensors::fresh(std::initializer_list<int64_t> shape, float** data) {
   owned->managed = {{KNOWN, 0}, block, release, 0,
                     {*data, CPU, 0, static_cast<int32_t>(shape.size()), FLOAT, 32, 1, owned->shape, owned->strides, 0}};
   void* object = nullptr;
-  if (table_->to_object(&owned->managed, &object) != 0) return nullptr;
+  if (table_->to_object(&owned->managed, &object) != 0) return std::free(block), nullptr;
   return static_cast<PyObject*>(object);
 }
 

@@ -82,6 +82,10 @@ def test_a_vector_of_fasttext_is_the_mean_of_the_word_and_its_parts(tmp_path: Pa
     want = matrix[[1, *(3 + _hash(part) % 50 for part in parts)]].mean(0)
     np.testing.assert_allclose(found["cat"], want, rtol=1e-6)
     assert load(path, only=["été"]).words == ["été"]
+    np.testing.assert_array_equal(found["</s>"], matrix[0])  # the end of a line has no parts
+    path = fasttext_model(tmp_path, ["</s>", "cat", "été"], matrix[:-1], 50, 3, 4)
+    with pytest.raises(recurra.DataError, match="wanted 53 x 4"):
+        load(path)
     # The published test values of FNV-1a with 32 bits, and one of a byte above 127, which fastText takes as negative.
     assert (_hash(""), _hash("a"), _hash("foobar")) == (0x811C9DC5, 0xE40C292C, 0xBF9CF968)
     assert _hash("é") == (((((0x811C9DC5 ^ 0xFFFFFFC3) * 16777619) & 0xFFFFFFFF) ^ 0xFFFFFFA9) * 16777619) & 0xFFFFFFFF
@@ -118,6 +122,14 @@ def test_questions_and_pairs_are_counted_as_by_hand(vectors: Vectors, tmp_path: 
     assert (report["spearman"], report["asked"], report["given"]) == (pytest.approx(1), 3, 4)
     (tmp_path / "pairs.txt").write_text(": family\nman woman\nking queen\n")
     assert evaluate(vectors, tmp_path / "pairs.txt")["given"] == 2
+
+
+def test_the_given_words_are_no_answers(tmp_path: Path) -> None:
+    """b - a + c lies nearest to c itself."""
+    vectors = Vectors(["a", "b", "c", "d"], np.array([[1, 0], [1, 0.2], [0, 1], [0.3, 1]], np.float32))
+    (tmp_path / "questions.txt").write_text(": letters\na b c d\n")
+    assert evaluate(vectors, tmp_path / "questions.txt")["accuracy"] == 1.0
+    assert vectors.analogy(["b", "c"], ["a"])[0].word == "d"
 
 
 def test_equal_values_share_their_rank() -> None:

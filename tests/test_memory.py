@@ -98,6 +98,13 @@ def test_the_native_sweep_comes_to_the_same_states(rule: str, threads: int) -> N
     assert torch.equal(memory.recall(probes[7], 4), native[7]), "a row does not see the others"
 
 
+def test_probes_may_lie_as_they_like_and_a_field_that_is_no_number_turns_nothing() -> None:
+    memory, probes = Hopfield.store(random_signs(3, 40)), random_signs(40, 9).T
+    assert torch.equal(memory.recall(probes), memory.recall(probes.contiguous()))
+    lost = Hopfield(memory.weights, bias=torch.full((40,), float("nan")))
+    assert torch.equal(lost.recall(probes), probes)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_going_to_the_next_unit_at_once_is_the_loop_over_all_units(rule: str) -> None:
     for seed in range(5):
@@ -151,6 +158,9 @@ def test_what_is_not_stored_is_named() -> None:
     states = torch.stack([patterns[1], -patterns[3], mixture, random_signs(301, seed=9)])
     want = [Named("stored", (1,)), Named("negative", (3,)), Named("mixture", (0, 2, 4)), Named("unknown", ())]
     assert named(states, patterns) == want
+    almost = patterns[1].clone()
+    almost[7] *= -1
+    assert named(almost[None], patterns) == [Named("unknown", ())]
     ends = named(Hopfield.store(patterns).recall(random_signs(200, 301, seed=3)), patterns)
     assert {"stored", "negative"} <= {one.kind for one in ends}
 
@@ -241,6 +251,11 @@ def test_the_continuous_network_goes_downhill_and_remembers() -> None:
         energies = cell.energy(vs, field[:, None])
     assert (energies.diff(dim=1) < 1e-9).all()
     assert torch.equal(vs[:, -1].sign(), patterns.double())
+    drawn = ContinuousHopfield(20, 20, dt=0.02).double()  # whose weights are neither symmetric nor without a diagonal
+    with torch.no_grad():
+        field = torch.randn(4, 1, 20, dtype=torch.float64)
+        vs, _ = drawn.unroll(field.expand(-1, 300, -1), drawn.initial_state(4))
+        assert (drawn.energy(vs, field).diff(dim=1) < 1e-9).all()
 
 
 # --- wrong input ---
@@ -283,7 +298,8 @@ def letters(tmp_path: Path) -> Path:
 def test_a_table_and_an_array_hold_the_same_rows(letters: Path) -> None:
     table, array = rows([letters / "letters.csv"], label="name"), rows([letters / "letters.npy"])
     assert np.array_equal(table.values, array.values) and array.shape == (9, 8) and table.shape == (72,)
-    assert np.array_equal(rows([letters / "letters.csv"], label="-1").values, array.values)
+    for name in ("-1", "73"):
+        assert np.array_equal(rows([letters / "letters.csv"], label=name).values, array.values)
     assert len(rows([letters / "letters.npy", letters / "letters.npy"]).values) == 20
 
 
@@ -320,6 +336,14 @@ def test_every_memory_recalls_a_few_pictures(letters: Path, kind: str) -> None:
     done = recall.recall([letters / "letters.npy"], kind, 3, recall.Damage(0.05, 0.0))
     assert done.report["right"] == 1.0
     assert len(done.traces) == 3 and "right" in "\n".join(recall.lines(done))
+
+
+def test_a_probe_is_damaged_as_it_was_asked_for(letters: Path) -> None:
+    hidden = recall.recall([letters / "letters.npy"], "storkey", 3, recall.Damage(0.0, 1 / 3))
+    assert torch.equal(hidden.probes[:, :48], hidden.patterns[:, :48]) and (hidden.probes[:, 48:] == -1).all()
+    noisy = recall.recall([letters / "letters.npy"], "storkey", 10, recall.Damage(0.25, 0.0))
+    assert 0.15 < float((noisy.probes != noisy.patterns).float().mean()) < 0.35
+    assert not recall.recall([letters / "letters.npy"], "modern", 3, recall.Damage(0.0, 1.0)).probes.any()
 
 
 @pytest.mark.parametrize(

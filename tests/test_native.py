@@ -1,7 +1,9 @@
 """The native kernels against the plain loop in float64: outputs, last state and every gradient."""
 
+import copy
 import math
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import recurra
 from recurra import kernels
@@ -225,6 +228,13 @@ def test_a_bidirectional_layer_reads_each_row_from_both_ends(name: str, threads:
     torch.testing.assert_close(grads, wanted)
 
 
+def test_hooks_on_the_directions_of_a_layer_are_called() -> None:
+    layer, seen = Bidirectional(LSTM(3, 4), LSTM(3, 4)), []
+    layer.backwards.register_forward_hook(lambda module, given, out: seen.append(out[0].shape))
+    layer(torch.randn(2, 5, 3))
+    assert seen == [(2, 5, 4)]
+
+
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("units", [5, 64, 300])
 def test_a_packed_step_is_the_step_of_its_cell_and_refuses_what_does_not_fit(name: str, units: int) -> None:
@@ -266,6 +276,80 @@ def test_a_second_derivative_goes_through_torch(name: str, reverse: bool) -> Non
         (first,) = torch.autograd.grad(ys.square().sum(), xs, create_graph=True)
         (plain,) = torch.autograd.grad(first.square().sum(), xs)
     torch.testing.assert_close(second, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_graph_through_two_calls_has_the_right_derivatives(name: str) -> None:
+    """The state of the second call came of the same weights: that path is not to be counted twice."""
+    cell, xs = CELLS[name](3, 4), torch.randn(2, 6, 3, requires_grad=True)
+    wanted = [xs, *cell.parameters()]
+
+    def gradients() -> list[Tensor]:
+        first, state = cell.unroll(xs[:, :3], cell.initial_state(2))
+        second, _ = cell.unroll(xs[:, 3:], state)
+        once = torch.autograd.grad(first.square().sum() + second.square().sum(), wanted, create_graph=True)
+        twice = torch.autograd.grad(sum(part.square().sum() for part in once), wanted)
+        return [*once, *twice]
+
+    fast = gradients()
+    with kernels.reference():
+        plain = gradients()
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_many_gradients_at_once_are_those_one_by_one(name: str) -> None:
+    cell, xs = CELLS[name](3, 4), torch.randn(2, 3, 3)
+    run = lambda xs: cell.unroll(xs, cell.initial_state(2))[0]  # noqa: E731
+    at_once = torch.autograd.functional.jacobian(run, xs, vectorize=True)
+    torch.testing.assert_close(at_once, torch.autograd.functional.jacobian(run, xs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(("inputs", "units", "steps"), [(0, 0, 3), (0, 4, 3), (4, 0, 3), (0, 4, 0)])
+def test_sizes_of_nothing_are_taken_as_they_are(name: str, inputs: int, units: int, steps: int) -> None:
+    cell = CELLS[name](3, 4)
+    weights = tuple(
+        torch.randn(len(cell.blocks) * units, *rest, requires_grad=True) for rest in ((inputs,), (units,), (), ())
+    )
+    state = tuple(torch.zeros(2, units) for _ in cell.initial_state(1))
+    ys, last = kernels.run(name, torch.randn(2, steps, inputs), None, state, weights) or (None, ())
+    if ys is not None:
+        assert ys.shape == (2, steps, units)
+        (ys.sum() + sum(part.sum() for part in last)).backward()
+
+
+def test_elements_without_memory_are_not_read() -> None:
+    cell, xs = GRU(3, 4), torch.randn(2, 5, 3)
+    xs.untyped_storage().resize_(0)
+    with pytest.raises((RuntimeError, TypeError)):
+        cell.unroll(xs, cell.initial_state(2))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_sign_that_is_only_noted_counts(name: str) -> None:
+    cell, xs = CELLS[name](3, 4).requires_grad_(False), torch.randn(2, 5, 3)
+    state = cell.initial_state(2)
+    turned = torch._neg_view(xs)
+    torch.testing.assert_close(cell.unroll(turned, state), cell.unroll(-xs, state))
+    packed = with_packed_weights(cell)
+    torch.testing.assert_close(packed(turned[:, 0], state), packed(-xs[:, 0], state))
+
+
+def test_a_packed_cell_is_copied_and_seen_by_forward_derivatives() -> None:
+    packed = with_packed_weights(LSTM(3, 4).requires_grad_(False))
+    x, state = torch.randn(2, 3), packed.initial_state(2)
+    for other in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        assert torch.equal(other(x, state)[0], packed(x, state)[0])
+    with torch.no_grad(), forward_ad.dual_level():
+        y, _ = packed(forward_ad.make_dual(x, torch.ones_like(x)), state)
+        assert forward_ad.unpack_dual(y).tangent is not None
+
+
+def test_fields_of_a_start_state_are_not_one_tensor() -> None:
+    state = LSTM(3, 4).initial_state(2)
+    state.h.fill_(1)
+    assert not state.c.any()
 
 
 def in_a_process(code: str, limit: int = 120, **env: str) -> subprocess.CompletedProcess[str]:
@@ -314,3 +398,33 @@ def test_a_forked_child_computes_too() -> None:
     )
     done = in_a_process(code)
     assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
+
+
+def test_a_packed_step_goes_on_in_a_forked_child() -> None:
+    code = (
+        "import os, torch\n"
+        "from recurra.cells import GRU, with_packed_weights\n"
+        "torch.set_num_threads(2)\n"
+        "packed = with_packed_weights(GRU(8, 300).requires_grad_(False))\n"
+        "x, state = torch.randn(1, 8), packed.initial_state(1)\n"
+        "want, _ = packed(x, state)\n"
+        "child = os.fork()\n"
+        "if child == 0: os._exit(0 if (packed(x, state)[0].numpy() == want.numpy()).all() else 1)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    done = in_a_process(code)
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
+
+
+@pytest.mark.parametrize("setting", [{"OMP_DYNAMIC": "true"}, {"OMP_THREAD_LIMIT": "1"}])
+def test_fewer_threads_than_asked_for_are_enough(setting: dict[str, str]) -> None:
+    code = (
+        "import torch\n"
+        "from recurra.cells import LSTM\n"
+        "torch.set_num_threads(2)\n"
+        "cell = LSTM(64, 128)\n"
+        "ys, _ = cell.unroll(torch.randn(32, 20, 64), cell.initial_state(32))\n"
+        "ys.sum().backward(); print('done')"
+    )
+    done = in_a_process(code, **setting)
+    assert done.stdout.strip() == "done", done.stderr

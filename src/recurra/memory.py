@@ -185,7 +185,8 @@ class Hopfield(_Binary):
         """As of every memory; by the native sweep where there is one, to the same states."""
         if self.updates == "synchronous" or not native.available():
             return super().recall(probes, seed)
-        states = self._fitting(probes if probes.dim() > 1 else probes[None]).clone()
+        states = self._fitting(probes if probes.dim() > 1 else probes[None])
+        states = states.clone(memory_format=torch.contiguous_format)
         fields = states @ self.weights + self.bias
         generator = torch.Generator().manual_seed(seed)
         while native.sweep(self.weights, torch.randperm(self.units, generator=generator), states, fields, TINY):

@@ -66,7 +66,7 @@ class LSTM(Cell):
 
     def initial_state(self, batch: int) -> LSTMState:
         zeros = self.bias_hh.new_zeros(batch, self.output_size)
-        return LSTMState(zeros, zeros)
+        return LSTMState(zeros, zeros.clone())
 
     def project(self, xs: Tensor) -> Any:
         """The sums of the input, [batch, time, 4 * units], and the mask of the candidate, [batch, time, units] or ()."""
@@ -122,7 +122,7 @@ class PeepholeLSTM(Cell):
 
     def initial_state(self, batch: int) -> LSTMState:
         zeros = self.bias_ih.new_zeros(batch, self.output_size)
-        return LSTMState(zeros, zeros)
+        return LSTMState(zeros, zeros.clone())
 
     def project(self, xs: Tensor) -> Tensor:
         return F.linear(xs, self.weight_ih, self.bias_ih)
@@ -175,7 +175,7 @@ class CoupledLSTM(Cell):
 
     def initial_state(self, batch: int) -> LSTMState:
         zeros = self.bias_ih.new_zeros(batch, self.output_size)
-        return LSTMState(zeros, zeros)
+        return LSTMState(zeros, zeros.clone())
 
     def project(self, xs: Tensor) -> Tensor:
         return F.linear(xs, self.weight_ih, self.bias_ih)
@@ -283,7 +283,7 @@ class LayerNormLSTM(Cell):
 
     def initial_state(self, batch: int) -> LSTMState:
         zeros = self.bias_ih.new_zeros(batch, self.output_size)
-        return LSTMState(zeros, zeros)
+        return LSTMState(zeros, zeros.clone())
 
     def project(self, xs: Tensor) -> Tensor:
         sums = F.linear(xs, self.weight_ih)

@@ -4,7 +4,9 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
+from recurra import kernels
 from recurra.cells.base import Cell, check_state, check_step
 from recurra.cells.wrap import Wrapper
 from recurra.errors import UsageError
@@ -26,6 +28,13 @@ class Packed(Wrapper):
         if known is None:
             raise UsageError(f"{type(cell).__name__} has no native recurrence as it is set now; it steps in torch")
         self._step = native.pack(*known)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_step"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._step = native.pack(*self.cell.recurrence())  # type: ignore[misc]
 
     def project(self, xs: Tensor) -> Tensor:
         return xs  # the native step multiplies by both weights
@@ -57,7 +66,9 @@ def _is_watched(u: Tensor, state: tuple[Tensor, ...]) -> bool:
         for part in state:
             if part.requires_grad:
                 return True
-    return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or u.is_neg():
+        return True
+    return torch.compiler.is_compiling() or not kernels.wanted()
 
 
 def with_packed_weights(cell: Cell) -> Cell:

@@ -329,15 +329,17 @@ def _from_fasttext(path: Path, wanted: frozenset[str] | None) -> Vectors:
     if reader.take("<b")[0]:
         raise DataError(f"{shown(path)} holds quantised vectors, which are not read; give the model before `quantize`")
     rows, columns = reader.take("<qq")
-    if columns != size or reader.at + 4 * rows * columns > len(reader.content):
-        raise DataError(f"{shown(path)} holds {rows:,} x {columns} numbers and ends before them; it was cut")
+    if (rows, columns) != (count + labels + buckets, size) or reader.at + 4 * rows * columns > len(reader.content):
+        wanted_rows = f"{count + labels + buckets:,} x {size}"
+        raise DataError(
+            f"{shown(path)} holds {rows:,} x {columns} numbers, wanted {wanted_rows}; it was cut or damaged"
+        )
     matrix = np.frombuffer(reader.content, "<f4", rows * columns, reader.at).reshape(rows, columns)
     found = [(number, word) for number, word in enumerate(words[:count]) if wanted is None or word in wanted]
     values = np.empty((len(found), size), np.float32)
     for row, (number, word) in enumerate(found):
-        places = (
-            [number, *(count + _hash(part) % buckets for part in subwords(word, least, most))] if buckets else [number]
-        )
+        parts = subwords(word, least, most) if buckets and word != "</s>" else []  # the end of a line has none
+        places = [number, *(count + _hash(part) % buckets for part in parts)]
         values[row] = matrix[places].mean(0)
     return Vectors([word for _, word in found], values)
 

@@ -5,7 +5,6 @@ torch's own operations (`fused`), which have one. What is here reads the memory 
 some; for those of a graph that is being traced, `ops` has the same as operators of torch.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -36,8 +35,6 @@ PLAIN = (Tensor, torch.nn.Parameter)
 MANY_UNITS = 256  # of one step: from here on reading the weights takes longer than waking the threads
 MANY_STATES = 16384  # of a sweep: from here on it takes longer than waking the threads
 LARGEST = 2**40  # elements of any one array: far above any memory, and far below an overflow of its address
-
-_forked = False
 
 
 def available() -> bool:
@@ -71,7 +68,7 @@ def has_memory(xs: Tensor, state: State, weights: Weights) -> bool:
     if torch._C._len_torch_dispatch_stack() != 0:
         return False
     for part in (xs, *state, *weights):
-        if type(part) not in PLAIN:
+        if type(part) not in PLAIN or part.is_neg():  # a sign that is only noted is not in the memory
             return False
     return True
 
@@ -141,8 +138,10 @@ def gradients(
             _split(flat, count), ctx.reverse, saved, ys, _split(grads, count), strict=True
         )
     ]
-    if torch.is_grad_enabled():
-        found = [_again(ctx.name, xs, lengths, way) for way in ways]
+    batched = any(torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads if grad is not None)
+    if torch.is_grad_enabled() or batched:  # many gradients at once have no memory of their own either
+        with torch.enable_grad():
+            found = [_again(ctx.name, xs, lengths, way) for way in ways]
     else:
         found = back(ctx.name, xs, lengths, tuple(ways), wants_dx)
     dxs = [dx for dx, _, _ in found if dx is not None]
@@ -176,8 +175,14 @@ def _ordered(native: Callable[..., Any], *given: Any) -> Any:
     if done is None:
         done = native(*map(_contiguous, given))
     if done is None:
-        raise TypeError(f"the native recurrences cannot read {[getattr(part, 'shape', part) for part in given]}")
+        raise TypeError(f"the native recurrences cannot read tensors of shapes {_shapes(given)}")
     return done
+
+
+def _shapes(part: Any) -> Any:
+    if isinstance(part, tuple):
+        return tuple(map(_shapes, part))
+    return tuple(part.shape) if isinstance(part, Tensor) else part
 
 
 def _contiguous(part: Any) -> Any:
@@ -187,8 +192,12 @@ def _contiguous(part: Any) -> Any:
 
 
 def _again(name: str, xs: Tensor, lengths: Tensor | None, way: tuple[Any, ...]) -> Gradients:
-    """The backward pass of one way as a differentiable computation."""
-    state, weights, reverse, _, _, *grads = way
+    """The backward pass of one way as a differentiable computation. It begins at views of what was given: a path from one of
+    them to another, such as a state that came of the same weights, is the outer graph's to count."""
+    given, *_ = way
+    xs, *others = [part.view_as(part) if part.requires_grad else part for part in (xs, *given, *way[1])]
+    state, weights = tuple(others[: len(given)]), tuple(others[len(given) :])
+    reverse, _, _, *grads = way[2:]
     ys, last = AGAIN[name](flipped(xs, lengths) if reverse else xs, lengths, state, weights)
     outs = (flipped(ys, lengths) if reverse else ys, *last)
     pairs = [(out, grad) for out, grad in zip(outs, (grads[0], *grads[1]), strict=True) if grad is not None]
@@ -217,7 +226,7 @@ def pack(name: str, weights: Sequence[Tensor]) -> Step:
 def sweep(weights: Tensor, order: Tensor, states: Tensor, fields: Tensor, tiny: float) -> int:
     """One sweep over the units of a binary Hopfield network, as csrc/problem.hpp has it: `states` and `fields` [rows, units] are
     changed in place. Returns how many units were turned over. All float32 on the CPU, in order in memory."""
-    threads = torch.get_num_threads() if states.numel() >= MANY_STATES and not _forked else 1
+    threads = torch.get_num_threads() if states.numel() >= MANY_STATES else 1
     turned = _native.sweep(weights, order, states, fields, tiny, threads)
     if turned < 0:
         raise TypeError(f"a sweep cannot read weights {weights.dtype} and states {states.dtype} as they lie in memory")
@@ -226,15 +235,6 @@ def sweep(weights: Tensor, order: Tensor, states: Tensor, fields: Tensor, tiny: 
 
 def threads_for(batch: int, units: int, ways: int = 1) -> int:
     """How many threads share a call: a table made from benchmarks/kernels.py, so that the same call gives the same bits."""
-    most = 1 if _forked else torch.get_num_threads()
+    most = torch.get_num_threads()
     alone = units < 128 if batch < 4 * most else batch * units < 256
     return min(most, ways) if alone else most
-
-
-def _after_fork() -> None:
-    """A forked child has no threads but the one that forked, and the pool of its parent does not come back."""
-    global _forked  # noqa: PLW0603
-    _forked = True
-
-
-os.register_at_fork(after_in_child=_after_fork)
