@@ -68,7 +68,7 @@ def _is_watched(u: Tensor, state: tuple[Tensor, ...]) -> bool:
                 return True
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or u.is_neg():
         return True
-    return torch.compiler.is_compiling() or not kernels.wanted()
+    return kernels.reference_is_asked_for() or torch.compiler.is_compiling()
 
 
 def with_packed_weights(cell: Cell) -> Cell:

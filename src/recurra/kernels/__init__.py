@@ -160,6 +160,11 @@ def wanted() -> bool:
     return not _plain_only.holds()
 
 
+def reference_is_asked_for() -> bool:
+    """Whether anybody is within `reference()`, in this thread or another: quicker to ask than `wanted`."""
+    return _plain_only._anywhere
+
+
 def _is_transformed(*tensors: Tensor) -> bool:
     """Whether forward-mode AD or a function transform (vmap, jvp, grad) is looking: the fused paths lack rules for some."""
     if torch._C._are_functorch_transforms_active():
