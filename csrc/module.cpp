@@ -91,47 +91,49 @@ int64_t saved_floats(const Kernel& kernel, const Problem& p) {
 
 nb::object tuple_of(nb::object h, nb::object c) { return c.is_valid() ? nb::make_tuple(h, c) : nb::make_tuple(h); }
 
-void run(void (*work)(const Problem*, int), const std::vector<Problem>& problems) {
-  nb::gil_scoped_release release;
-  work(problems.data(), static_cast<int>(problems.size()));
-}
-
-// For each way (state, weights, reverse, saved): the outputs and the last state; and into `saved`, unless it is None, what
-// backward needs.
-nb::object forward(int kind, nb::handle xs, nb::handle lengths, nb::tuple ways, int threads) {
-  const Kernel kernel = ::kernel(kind);
+// Does `work` for several ways through the same inputs, side by side. A way begins with (state, weights, reverse); `results`
+// takes from it what else the problem needs and gives what is made of it, or None where something does not fit.
+template <class Results>
+nb::object for_ways(const Kernel& kernel, void (*work)(const Problem*, int), nb::handle xs, nb::handle lengths,
+                    nb::tuple ways, int threads, Results&& results) {
   std::vector<Problem> problems;
-  nb::list results;
+  nb::list made;
   threads = threads_now(threads);
   for (nb::handle one : ways) {
     nb::tuple way = nb::cast<nb::tuple>(one);
-    std::optional<Problem> found = problem(kernel, xs, lengths, way[0], way[1], nb::cast<bool>(way[2]), threads);
-    if (!found) return nb::none();
-    Problem& p = *found;
+    std::optional<Problem> p = problem(kernel, xs, lengths, way[0], way[1], nb::cast<bool>(way[2]), threads);
+    if (!p) return nb::none();
+    nb::object result = results(*p, way);
+    if (result.is_none()) return result;
+    problems.push_back(*p);
+    made.append(result);
+  }
+  {
+    nb::gil_scoped_release release;
+    work(problems.data(), static_cast<int>(problems.size()));
+  }
+  return made;
+}
+
+// For each way (..., saved): the outputs and the last state; and into `saved`, unless it is None, what backward needs.
+nb::object forward(int kind, nb::handle xs, nb::handle lengths, nb::tuple ways, int threads) {
+  const Kernel kernel = ::kernel(kind);
+  return for_ways(kernel, kernel.forward, xs, lengths, ways, threads, [&](Problem& p, nb::tuple way) -> nb::object {
     nb::object saved = way[3], c;
     if (!saved.is_none() && !floats(saved, {saved_floats(kernel, p)}, p.saved)) return nb::none();
     nb::object ys = fresh({p.batch, p.steps, p.units}, &p.y), h = fresh({p.batch, p.units}, &p.h_last);
     if (kernel.fields > 1) c = fresh({p.batch, p.units}, &p.c_last);
-    problems.push_back(p);
-    results.append(nb::make_tuple(ys, tuple_of(h, c)));
-  }
-  run(kernel.forward, problems);
-  return results;
+    return nb::make_tuple(ys, tuple_of(h, c));
+  });
 }
 
-// For each way (state, weights, reverse, saved, outputs, gradient of the outputs, gradients of the last state): the gradients
-// of the inputs (None without `wants_dx`), of the fields of the state as a tuple, and of the weights as a tuple.
+// For each way (..., saved, outputs, gradient of the outputs, gradients of the last state): the gradients of the inputs (None
+// without `wants_dx`), of the fields of the state as a tuple, and of the weights as a tuple.
 nb::object backward(int kind, nb::handle xs, nb::handle lengths, nb::tuple ways, int threads, bool wants_dx) {
   const Kernel kernel = ::kernel(kind);
-  std::vector<Problem> problems;
-  nb::list results;
-  threads = threads_now(threads);
-  for (nb::handle one : ways) {
-    nb::tuple way = nb::cast<nb::tuple>(one);
-    std::optional<Problem> found = problem(kernel, xs, lengths, way[0], way[1], nb::cast<bool>(way[2]), threads);
+  return for_ways(kernel, kernel.backward, xs, lengths, ways, threads, [&](Problem& p, nb::tuple way) -> nb::object {
     nb::tuple dlast = way[6];
-    if (!found || static_cast<int>(dlast.size()) != kernel.fields) return nb::none();
-    Problem& p = *found;
+    if (static_cast<int>(dlast.size()) != kernel.fields) return nb::none();
     if (!floats(way[3], {saved_floats(kernel, p)}, p.saved) || !floats(way[4], {p.batch, p.steps, p.units}, p.y)) return nb::none();
     if (!floats_or_none(way[5], {p.batch, p.steps, p.units}, p.dy)) return nb::none();
     if (!floats_or_none(dlast[0], {p.batch, p.units}, p.dh_last)) return nb::none();
@@ -142,11 +144,8 @@ nb::object backward(int kind, nb::handle xs, nb::handle lengths, nb::tuple ways,
     if (kernel.fields > 1) dc = fresh({p.batch, p.units}, &p.dc0);
     nb::object dw_ih = fresh({rows, p.inputs}, &p.dw_ih), dw_hh = fresh({rows, p.units}, &p.dw_hh);
     nb::object db_ih = fresh({rows}, &p.db_ih), db_hh = fresh({rows}, &p.db_hh);
-    problems.push_back(p);
-    results.append(nb::make_tuple(dxs, tuple_of(dh, dc), nb::make_tuple(dw_ih, dw_hh, db_ih, db_hh)));
-  }
-  run(kernel.backward, problems);
-  return results;
+    return nb::make_tuple(dxs, tuple_of(dh, dc), nb::make_tuple(dw_ih, dw_hh, db_ih, db_hh));
+  });
 }
 
 // A stepper that Python holds.

@@ -30,6 +30,7 @@ constexpr int ROWS = RECURRA_SUMS / Z < 1 ? 1 : RECURRA_SUMS / Z > 12 ? 12 : REC
 constexpr long CHUNK_ROWS = 96;     // of a projection or a product of gradients: what stays in cache
 constexpr long BACK_ROWS = 192;
 constexpr long GROUP_ROWS = 16;     // of a group at most, and of one in backward at least a quarter of that
+constexpr long MOST_GROUPS = 16;    // in backward, where each has sums as large as the weights
 constexpr long SHARED_BYTES = 2 << 20;  // recurrent weights of which every core reads all: more are shared out among the cores
 
 template <int N>
@@ -465,7 +466,7 @@ struct Recurrence {
     std::vector<Sums> sums;                // by group
     std::vector<std::vector<float*>> out;  // by thread
     Backward(const Recurrence& q)
-        : rows(q.rows_of_group(std::clamp(ceil_div(q.B, 4), GROUP_ROWS / 4, GROUP_ROWS))),
+        : rows(q.rows_of_group(std::max(ceil_div(q.B, MOST_GROUPS), std::clamp(ceil_div(q.B, 4), GROUP_ROWS / 4, GROUP_ROWS)))),
           steps(std::max(1L, BACK_ROWS / rows)), in_panels(ceil_div(q.I, N * W)), in_padded(in_panels * N * W),
           h_panels(ceil_div(q.H, N * W)), wide(h_panels * N * W), width(D * wide + 16), w(in_panels * G * q.H * N * W),
           r(h_panels * G * q.H * N * W), dh(q.B * wide), dc(q.B * wide), barrier(q.threads),

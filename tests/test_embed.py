@@ -287,6 +287,12 @@ def test_a_run_with_vectors_resumes_exactly_without_their_file(vectors: Vectors,
         assert one.equal(other)
 
 
+def test_vectors_that_are_not_there_cannot_be_held(text: Path, tmp_path: Path) -> None:
+    settings = {"tokens": {"kind": "words"}, "embed": {"frozen": 0.5}}
+    with pytest.raises(recurra.UsageError, match=r"embed\.frozen holds word vectors, and there are none"):
+        recurra.train("language", text, out=tmp_path / "run", steps=2, hidden=4, settings=settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

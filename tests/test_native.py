@@ -319,6 +319,14 @@ def test_sizes_of_nothing_are_taken_as_they_are(name: str, inputs: int, units: i
         (ys.sum() + sum(part.sum() for part in last)).backward()
 
 
+@pytest.mark.parametrize("name", CELLS)
+def test_sizes_that_no_memory_holds_are_refused(name: str) -> None:
+    cell = CELLS[name](1, 4).requires_grad_(False)
+    state = tmap(lambda leaf: leaf.expand(2**30, 4), cell.initial_state(1))
+    with pytest.raises(recurra.UsageError, match="more than any memory holds"):
+        cell.unroll(torch.zeros(1, 1, 1).expand(2**30, 2**20, 1), state)
+
+
 def test_elements_without_memory_are_not_read() -> None:
     cell, xs = GRU(3, 4), torch.randn(2, 5, 3)
     xs.untyped_storage().resize_(0)

@@ -24,7 +24,6 @@ from recurra.state import within
 
 Updates = Literal["asynchronous", "synchronous"]
 STEPS = 100  # at most, of updates of all units at once
-BLOCK = 128  # units that are looked at together when they turn one by one
 TINY = 1e-6  # a field of less than this is one of zero that was rounded; the fields of stored patterns are about one
 
 
@@ -207,38 +206,27 @@ class Hopfield(_Binary):
             before, states = states, after
 
     def _one_by_one(self, states: Tensor, seed: int) -> Iterator[Tensor]:
-        """Sweeps over the units, a block of them at a time. Between two units that turn over nothing happens, so each row goes
-        at once to its next one: the numbers are those of a loop over all units."""
+        """Sweeps over the units. Between two units that turn over nothing happens, so each row goes at once to its next one:
+        the states are those of a loop over all units."""
         generator = torch.Generator().manual_seed(seed)
         fields = states @ self.weights + self.bias
         yield states
         turned = True
         while turned:
             turned = False
-            for block in torch.randperm(self.units, generator=generator).split(BLOCK):
-                before = states[:, block]
-                for _ in self._turn(states, block, before.clone(), fields[:, block]):
-                    turned = True
-                    yield states
-                fields += (states[:, block] - before) @ self.weights[block]
-
-    def _turn(self, states: Tensor, block: Tensor, own: Tensor, fields: Tensor) -> Iterator[None]:
-        """Turn over in each row the units of a block that are due, in its order: one each for each step. `own` and `fields`
-        [rows, block] are their states and fields."""
-        weights, place, end = self.weights[block][:, block], torch.arange(len(block)), len(block)
-        came_to = torch.full((len(states), 1), -1)
-        while True:
-            due = (own * fields < -TINY) & (place > came_to)
-            first = torch.where(due, place, end).amin(dim=1)
-            rows = (first < end).nonzero()[:, 0]
-            if not len(rows):
-                return
-            units = first[rows]
-            fields[rows] -= 2 * own[rows, units, None] * weights[units]
-            own[rows, units] *= -1
-            states[rows, block[units]] *= -1
-            came_to[rows, 0] = units
-            yield
+            place = torch.randperm(self.units, generator=generator).argsort()  # of each unit in this sweep
+            came_to = torch.full((len(states), 1), -1)
+            while True:
+                due = (states * fields < -TINY) & (place > came_to)
+                first, unit = torch.where(due, place, self.units).min(dim=1)
+                rows = (first < self.units).nonzero()[:, 0]
+                if not len(rows):
+                    break
+                turned, units = True, unit[rows]
+                fields[rows] -= 2 * states[rows, units, None] * self.weights[units]
+                states[rows, units] *= -1
+                came_to[rows, 0] = first[rows]
+                yield states
 
 
 @final

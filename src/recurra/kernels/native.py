@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from recurra.errors import UsageError
 from recurra.kernels import fused
 from recurra.state import flipped
 
@@ -48,9 +49,16 @@ def described() -> str:
 
 
 def takes(xs: Tensor, state: State, weights: Weights) -> bool:
-    """Whether this call is one for the native kernels."""
+    """Whether this call is one for the native kernels. Raises UsageError where no memory could hold its arrays."""
+    if not suits(xs, state, weights):
+        return False
     widest = max(xs.shape[2], 5 * weights[1].shape[1])
-    return suits(xs, state, weights) and xs.shape[0] * xs.shape[1] * widest < LARGEST
+    if xs.shape[0] * xs.shape[1] * widest >= LARGEST:
+        raise UsageError(
+            f"{xs.shape[0]} rows of {xs.shape[1]} steps, {widest} numbers each, are more than any memory holds; "
+            "give fewer rows or steps at a time, and go on from the state returned"
+        )
+    return True
 
 
 def suits(xs: Tensor, state: State, weights: Weights) -> bool:

@@ -59,6 +59,10 @@ class Language(Task):
     def prepare(cls, config: Config, sources: Sources, folder: Path) -> Self:
         reader = texts.reader_for(config.tokens.kind)
         parts = _parts(sources, config.data.valid_share, reader)
+        if config.embed.frozen and config.embed.vectors is None:
+            raise UsageError(
+                "embed.frozen holds word vectors, and there are none; give them with --vectors, or leave it out"
+            )
         if config.tokens.kind not in TOKENS:
             raise UsageError(f"there are no tokens called {config.tokens.kind!r}; there are {', '.join(TOKENS)}")
 
