@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 
 .venv/.ready-dev: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  pytest hypothesis pytest-timeout pytest-xdist ruff mypy import-linter
+	  pytest hypothesis pytest-timeout pytest-xdist ruff mypy import-linter scikit-learn seqeval soundfile
 	touch $@
 
 test: .venv/.ready-dev
