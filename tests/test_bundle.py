@@ -239,7 +239,7 @@ def test_a_config_of_another_shape_is_refused(content: bytes, best: Path, tmp_pa
 
 def test_an_unknown_task_is_named(best: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(best, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text()) | {"task": "../../evil"}
+    config = json.loads((copy / "config.json").read_text()) | {"task": {"name": "../../evil"}}
     with pytest.raises(DamagedError, match=r"no task called '\.\./\.\./evil'"):
         recurra.load(resealed(copy, config_json=json.dumps(config).encode()))
 

@@ -332,8 +332,8 @@ def test_a_run_of_another_task_or_with_an_altered_config_is_refused(text: Path, 
     out = tmp_path / "run"
     train(text, out, small(), stop_at=6)
     written = (out / "config.toml").read_text()
-    (out / "config.toml").write_text(written.replace('task = "language"', 'task = "forecast"'))
-    with pytest.raises(UsageError, match="task 'forecast', not 'language'"):
+    (out / "config.toml").write_text(written.replace('name = "language"', 'name = "classify"'))
+    with pytest.raises(UsageError, match="task 'classify', not 'language'"):
         recurra.train("language", text, out=out)
     for altered in (written.replace("hidden", "hiden"), written[: len(written) // 2] + "\n[", "\0"):
         (out / "config.toml").write_text(altered)

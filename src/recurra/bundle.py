@@ -1,7 +1,8 @@
 """Bundle: a folder with all that a prediction needs, readable by a person, and nothing that can run.
 
     config.json         the settled config            model.safetensors   the weights, under plain names, tied ones once
-    tokenizer.json      text <-> ids                  assets.json         scores, floors, how it was trained
+    tokenizer.json      text <-> ids, for texts       assets.json         scores, floors, how it was trained
+    task.json           labels, scales, where needed
     README.md           the card                      MANIFEST.json       bytes and SHA-256 of all the others
 
 It is written whole or not at all, and verified before a byte of it is used (see `storage`).
@@ -21,7 +22,8 @@ from recurra.regularize import plain_name
 from recurra.tasks import TASKS, Task
 
 KIND = "bundle"
-FILES = {"config.json", "model.safetensors", "assets.json", "tokenizer.json", "README.md"}
+FILES = {"config.json", "model.safetensors", "assets.json", "README.md"}
+OF_THE_TASK = {"tokenizer.json", "task.json"}  # those of them that the task has need of
 
 
 def save(folder: Path, task: Task, report: Mapping[str, Any]) -> None:
@@ -51,14 +53,15 @@ def load(folder: Path) -> Task:
 
 
 def _load(folder: Path) -> Task:
-    files = storage.verify(folder, KIND, FILES)
-    if missing := FILES - set(files):
+    files = storage.verify(folder, KIND, FILES | OF_THE_TASK)
+    config = _config(files["config.json"]) if "config.json" in files else None
+    wanted = FILES | (TASKS[config.task.name].assets if config else set())
+    if config is None or wanted - set(files):
         raise DamagedError(
-            f"{folder}: {', '.join(sorted(missing))} not in the bundle; wanted {', '.join(sorted(FILES))}"
+            f"{folder}: {', '.join(sorted(wanted - set(files)))} not in the bundle; wanted {', '.join(sorted(wanted))}"
         )
-    config = _config(files["config.json"])
     tensors = storage.read_tensors(files["model.safetensors"])
-    task = TASKS[config.task].restore(config, folder)
+    task = TASKS[config.task.name].restore(config, folder)
     try:
         with torch.device("meta"):  # shapes are compared before memory is asked for
             task.build(config)
@@ -127,8 +130,8 @@ def _config(path: Path) -> Config:
         config = build(value)
     except UsageError as error:
         raise _foreign(path, error) from error
-    if config.task not in TASKS:
-        raise DamagedError(f"{path}: there is no task called {config.task!r}; tasks are {', '.join(TASKS)}")
+    if config.task.name not in TASKS:
+        raise DamagedError(f"{path}: there is no task called {config.task.name!r}; tasks are {', '.join(TASKS)}")
     if "auto" in config.model.model_dump().values():
         raise DamagedError(f"{path}: [model] holds an auto, wanted the settled values of a run; restore it from a copy")
     return config

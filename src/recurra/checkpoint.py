@@ -29,7 +29,8 @@ class Progress:
     """What the loop remembers. Losses are means, in the unit of the task."""
 
     step: int = 0
-    best: float = float("inf")
+    best: float = float("inf")  # the error of the best validation, and what else it said
+    best_loss: float = float("inf")
     best_step: int = 0
     best_train: float = float("nan")
     stale: int = 0  # validations since the best one
@@ -64,7 +65,7 @@ def save(folder: Path, job: Job) -> None:
         storage.write_tensors(new / "rng.safetensors", tensors)
         progress = {key: value for key, value in asdict(job.progress).items() if value == value}  # noqa: PLR0124 - drops NaN
         if progress["best"] == float("inf"):
-            del progress["best"]
+            del progress["best"], progress["best_loss"]
         storage.write_json(new / "state.json", {"progress": progress, "optimizer": numbers, "python": python})
 
     storage.save_step(folder, job.progress.step, write)

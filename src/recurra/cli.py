@@ -32,10 +32,15 @@ embed_app = typer.Typer(
 )
 app.add_typer(embed_app, name="embed")
 
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="language")]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="language, classify, tag, regress or forecast")]
 Data = Annotated[
-    list[Path], typer.Argument(metavar="DATA...", help="A text file (plain, .gz, .xz), several, or a folder.")
+    list[Path],
+    typer.Argument(metavar="DATA...", help="A file (also .gz, .xz), several, a folder, or synthetic:NAME."),
 ]
+ValidFiles = Annotated[list[Path] | None, typer.Option("--valid", help="Validation data; else 10 % of DATA.")]
+TestFiles = Annotated[list[Path] | None, typer.Option("--test", help="Test data, scored once at the end.")]
+TextColumn = Annotated[str | None, typer.Option("--text", help="The column of the text; else guessed, and said.")]
+LabelColumn = Annotated[str | None, typer.Option("--label", help="The column of the label; else guessed, and said.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a bundle.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
@@ -53,8 +58,8 @@ Settings = Annotated[
 def train(
     task: TaskName,
     data: Data,
-    valid: Annotated[list[Path] | None, typer.Option(help="Validation data; else the last 10 % of DATA.")] = None,
-    test: Annotated[list[Path] | None, typer.Option(help="Test data, scored once at the end.")] = None,
+    valid: ValidFiles = None,
+    test: TestFiles = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; one that exists is resumed, exactly.")] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of options, such as a run's config.toml.")] = None,
     setting: Settings = None,
@@ -66,6 +71,11 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="or for so many steps.")] = None,
     learner: Annotated[str | None, typer.Option(help="bptt.")] = None,
     vectors: Annotated[Path | None, typer.Option(help="Word vectors where the table of words starts.")] = None,
+    text: TextColumn = None,
+    label: LabelColumn = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Cross-validate: so many runs, each tested on its part.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     seed: Seed = None,
     threads: Threads = None,
@@ -83,6 +93,7 @@ def train(
     short = dict(
         cell=cell, hidden=hidden, layers=layers, epochs=epochs, minutes=minutes, steps=steps,
         learner=learner, device=device, seed=seed, threads=threads, vectors=vectors and str(vectors),
+        text=text, label=label, folds=folds,
     )  # fmt: skip
     sources = api.as_sources(data, valid or (), test or ())
     values = api.merged(values, short)
@@ -93,7 +104,7 @@ def train(
 def _train(task: str, sources: Any, folder: Path, values: dict[str, Any], as_json: bool, quiet: bool) -> Any:
     """Train with a display, print the report, and return what training came to."""
     from recurra import run
-    from recurra.display import Display, report_lines
+    from recurra.display import Display
 
     display = Display(quiet or as_json)
     try:
@@ -103,7 +114,7 @@ def _train(task: str, sources: Any, folder: Path, values: dict[str, Any], as_jso
     if as_json:
         _print_json({"run": str(folder), **done.report, "advice": done.advice})
         return done
-    for line in [*report_lines(done.report), *done.advice, f"The run is in {folder}"]:
+    for line in [*done.task.lines(done.report), *done.advice, f"The run is in {folder}"]:
         print(line)
     return done
 
@@ -156,45 +167,56 @@ def evaluate(
 
     Example: recurra evaluate runs/corpus other.txt --json
     """
-    from recurra.display import report_lines
-
-    report = _loaded(run, device, threads).evaluate(data)
+    task = _loaded(run, device, threads)
+    report = task.evaluate(data)
     if as_json:
         _print_json(report)
     else:
-        print("\n".join(report_lines(report)))
+        print("\n".join(task.lines(report)))
 
 
 @app.command()
 def predict(
     run: RunFolder,
-    file: Annotated[str, typer.Argument(metavar="FILE | -", help="One text a line; - is standard input.")] = "-",
-    best: Annotated[int, typer.Option(min=1, help="How many next tokens to name.")] = 5,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE | -", help="One input a line, or a table; - is standard input.")
+    ] = "-",
+    best: Annotated[int, typer.Option(min=1, help="How many guesses to name.")] = 5,
     seed: Seed = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """The most likely next tokens after each line.
+    """What a trained network says of each line, or of each row of a file.
 
-    Example: echo "To be or not to b" | recurra predict runs/corpus
+    An input that cannot be read is passed over and named at the end, and the exit code is 3.
+
+    Example: echo "a gripping film" | recurra predict runs/reviews
     """
     task = _loaded(run, device, threads)
-    with sys.stdin if file == "-" else _opened(Path(file)) as lines:
-        for line in lines:
-            text = line.rstrip("\r\n")
-            answer = task.predict(text, best=best)
-            if as_json:
-                _print_json({"text": text, "next": [{"token": token, "probability": p} for token, p in answer]})
-            else:
-                print("  ".join(f"{token} {p:.3f}" for token, p in answer), flush=True)
+    problems = []
+    for answer in task.answers(sys.stdin if file == "-" else Path(file), best):
+        if isinstance(answer, DataError):
+            problems.append(str(answer))
+        elif as_json:
+            _print_json(answer)
+        else:
+            print(task.shown(answer), flush=True)
+    if problems:
+        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise DataError(f"{len(problems)} inputs were passed over: {'; '.join(problems[:10])}{more}")
 
 
 @app.command()
 def check(
     task: TaskName,
     data: Data,
+    valid: ValidFiles = None,
+    test: TestFiles = None,
+    setting: Settings = None,
+    text: TextColumn = None,
+    label: LabelColumn = None,
     seed: Seed = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -203,21 +225,30 @@ def check(
 ) -> None:
     """What the data looks like and what is wrong with it, before an hour is spent.
 
-    Example: recurra check language corpus.txt
+    Example: recurra check classify reviews.csv
     """
-    from recurra.data.survey import survey
+    from recurra import api
+    from recurra import config as configuration
+    from recurra.tasks import task_called
 
-    if task != "language":
-        raise UsageError(f"there is no task called {task!r}; tasks are language")
-    report = survey(data, 0.1)
+    values = configuration.override({}, setting or [])
+    values = api.merged(values, {"text": text, "label": label})
+    report = task_called(task).survey(configuration.build(values), api.as_sources(data, valid or (), test or ()))
     if as_json:
         _print_json({"task": task, **report})
         return
     for name, value in report.items():
-        if name not in ("warnings", "most_common"):
-            print(f"{name.replace('_', ' '):>22}  {value:,}")
-    print(f"{'most common':>22}  " + " ".join(f"{char!r}" for char, _ in report["most_common"]))
+        if name != "warnings":
+            print(f"{name.replace('_', ' '):>22}  {_shown(value)}")
     print("\n".join(f"warning: {words}" for words in report["warnings"]) or "nothing wrong was found")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return "  ".join(map(_shown, value))
+    if isinstance(value, str):
+        return value if value.isprintable() and value.strip() else repr(value)
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 
 @app.command()
@@ -647,13 +678,6 @@ def _loaded(folder: Path, device: str, threads: int | None) -> Any:
     if threads:
         torch.set_num_threads(threads)
     return api.load(folder, device)
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return path.open(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; wanted a text file, or - for standard input") from None
 
 
 def _print_json(value: Any) -> None:

@@ -28,14 +28,26 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class TaskConfig(Section):
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str = "language"
+
+
 class DataConfig(Section):
-    valid_share: float = Field(
-        0.1, gt=0, lt=1, description="share of the data kept at its end for validation, without --valid"
-    )
+    valid_share: float = Field(0.1, gt=0, lt=1, description="share of the data kept for validation, without --valid")
+    text: str | None = Field(None, description="column of the text; none: guessed, and said")
+    label: str | None = Field(None, description="column of the label; none: guessed, and said")
+    separator: str | None = Field(None, description="what stands between several labels of one cell")
+    longest: int | None = Field(None, ge=1, description="steps after which a sequence is cut; none: never")
+    folds: int | None = Field(None, ge=2, le=1000, description="parts of a cross-validation")
+    fold: int | None = Field(None, ge=1, description="the part of it that is tested here, from 1")
 
 
 class TokensConfig(Section):
-    kind: Literal["characters", "bytes", "words", "bpe"] = "characters"
+    kind: Literal["auto", "characters", "bytes", "words", "bpe"] = Field(
+        "auto", description="auto: characters to write texts, words to judge them"
+    )
+    lower: bool = Field(False, description="words in small letters; not to write texts")
     size: int | None = Field(
         None, ge=2, le=2_000_000, description="vocabulary, where it is learnt; none: the kind's own"
     )
@@ -115,7 +127,7 @@ class TrainConfig(Section):
 class Config(Section):
     """All that a run is made from."""
 
-    task: str = "language"
+    task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
     tokens: TokensConfig = TokensConfig()
     embed: EmbedConfig = EmbedConfig()
@@ -183,7 +195,6 @@ def read(path: Path) -> dict[str, Any]:
 def dumps(config: Config) -> str:
     """The config as TOML, each field with its description."""
     document = tomlkit.document()
-    document.add("task", tomlkit.item(config.task))
     for name, section in config:
         if isinstance(section, Section):
             document.add(name, _table(section))
@@ -228,7 +239,7 @@ def _value(text: str) -> Any:
 
 
 def _sections() -> str:
-    return ", ".join(name for name, field in Config.model_fields.items() if name != "task")
+    return ", ".join(Config.model_fields)
 
 
 def _in_words(detail: Any, model: type[BaseModel], prefix: str = "") -> str:

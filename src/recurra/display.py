@@ -3,7 +3,10 @@
 import math
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
+
+from recurra.tasks import Unit
 
 REDRAWS_PER_SECOND = 8
 
@@ -16,6 +19,7 @@ class Display:
         self._terminal = sys.stderr.isatty()
         self._steps, self._targets = 0, 0.0
         self._loss, self._began, self._valid = math.nan, time.monotonic(), math.nan
+        self._unit = Unit("", 1.0, "")
         self._bar: Any = None
 
     def __call__(self, kind: str, **fields: Any) -> None:
@@ -41,9 +45,17 @@ class Display:
         self._say(f"warning: {text}")
 
     def _begin(
-        self, out: str, step: int, steps: int, parameters: int, epoch: int, kernels: str, config: dict[str, Any]
+        self,
+        out: str,
+        step: int,
+        steps: int,
+        parameters: int,
+        epoch: int,
+        kernels: str,
+        config: dict[str, Any],
+        unit: Sequence[Any],
     ) -> None:
-        model = config["model"]
+        model, self._unit = config["model"], Unit(*unit)
         self._say(
             f"{config['cell']['name']}, {model['layers']} x {model['hidden']} units, {parameters:,} parameters, dropout "
             f"{model['dropout']}; {steps:,} steps = {steps / epoch:.1f} passes; kernels: {kernels}; run folder {out}"
@@ -78,21 +90,22 @@ class Display:
             return
         self._last = now
         speed = self._targets / (now - self._began)
-        training, valid = self._loss / math.log(2), self._valid / math.log(2)
-        note = f"training {training:.3f} validation {valid:.3f} bits/token  {speed:,.0f} tokens/s"
+        training, valid = self._loss * self._unit.factor, self._valid * self._unit.factor
+        note = f"training {training:.3f} validation {valid:.3f} {self._unit.name}  {speed:,.0f} {self._unit.counted}/s"
         self._bar.update(self._task, completed=step, note=note)
 
-    def _validation(self, step: int, train: float, loss: float, best: float) -> None:
+    def _validation(self, step: int, train: float, loss: float, error: float, best: float) -> None:
         self._valid = loss
         if self._bar is None:
             speed = self._targets / max(time.monotonic() - self._began, 1e-9)
+            factor, compared = self._unit.factor, "" if error == loss else f", error {error:.3f}"
             self._say(
-                f"step {step:>7,}/{self._steps:,}  training {train / math.log(2):.3f}  validation {loss / math.log(2):.3f} "
-                f"bits/token{'  best' if loss <= best else ''}  {speed:,.0f} tokens/s"
+                f"step {step:>7,}/{self._steps:,}  training {train * factor:.3f}  validation {loss * factor:.3f} "
+                f"{self._unit.name}{compared}{'  best' if error <= best else ''}  {speed:,.0f} {self._unit.counted}/s"
             )
 
     def _stopped(self, step: int, loss: float) -> None:
-        self._say(f"stopped after step {step:,}: validation {loss / math.log(2):.3f} bits/token")
+        self._say(f"stopped after step {step:,}: validation {loss * self._unit.factor:.3f} {self._unit.name}")
 
     def _refused(self, step: int, loss: float, rate_scale: float) -> None:
         self._say(
@@ -108,16 +121,3 @@ class Display:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)
-
-
-def report_lines(report: dict[str, Any]) -> list[str]:
-    """An evaluation as lines for people: each score, and beside it the floors."""
-    lines = [
-        f"{report['data']}: {report['n']:,} tokens, {report['characters']:,} characters; context: {report['context']}"
-    ]
-    scores = report["scores"]
-    lines.append(f"  bits per character   {scores['bits_per_character']:.3f}")
-    lines.append(f"  nats per token       {scores['nats_per_token']:.4f}   (tokens: {report['tokens']})")
-    lines.append(f"  token perplexity     {scores['token_perplexity']:.3f}")
-    lines += [f"  floor: {name:<18} {value:.3f} bits per character" for name, value in report["floors"].items()]
-    return lines

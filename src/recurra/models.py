@@ -1,14 +1,18 @@
 """Models are cells again: from tokens to scores, one step or many."""
 
 import copy
+from collections.abc import Sequence
 from typing import cast, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recurra.cells import CELLS, Cell, LockedDropout, Packed, Stacked, with_packed_weights
 from recurra.errors import UsageError
 from recurra.init import PRESETS
+from recurra.memory import Pooling
+from recurra.recurrent import Bidirectional, Layer, Recurrent, largest_over, mean_over
 from recurra.regularize import locked_mask, weight_drop, without_weight_drop
 from recurra.state import State, masked
 
@@ -112,6 +116,158 @@ def language_model(
     if tied:
         readout.weight = cast(nn.Embedding, table).weight
     return SequenceModel(table, core, readout, input_dropout)
+
+
+@final
+class Table(nn.Module):
+    """Ids `[...]` -> features `[..., embedding_dim]`: ids below `learnt` by a table that learns, those after by one that does not,
+    for words that have a vector and do not occur in training, whose gradient would be nothing at a high price."""
+
+    def __init__(self, learnt: int, fixed: int, size: int) -> None:
+        super().__init__()
+        self.learnt = nn.Embedding(learnt, size)
+        nn.init.normal_(self.learnt.weight, std=0.3)
+        self.register_buffer("fixed", torch.zeros(fixed, size))
+        self.embedding_dim = size
+
+    def forward(self, ids: Tensor) -> Tensor:
+        count, fixed = self.learnt.num_embeddings, cast(Tensor, self.fixed)
+        if not len(fixed):
+            return self.learnt(ids)
+        apart = (ids - count).clamp(min=0)
+        return torch.where((ids < count)[..., None], self.learnt(ids.clamp(max=count - 1)), fixed[apart])
+
+
+@final
+class AsTheyAre(nn.Module):
+    """Features `[batch, time, size]` as they come, where tokens would be looked up in a table."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.embedding_dim = size
+
+    def forward(self, xs: Tensor) -> Tensor:
+        return xs
+
+
+@final
+class Encoder(nn.Module):
+    """Inputs -> embedding -> layers on top of each other: outputs `[batch, time, output_size]`, zero past each row's end, and a
+    summary `[batch, output_size]`.
+
+    In training `input_dropout` drops features of the embedding and `dropout` outputs of each layer but the last, the same
+    ones at every step of a call.
+    """
+
+    def __init__(
+        self, embedding: nn.Module, layers: Sequence[Layer], input_dropout: float = 0.0, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.embedding, self.layers = embedding, nn.ModuleList(layers)
+        self.input_dropout, self.dropout = input_dropout, dropout
+        self.output_size = layers[-1].output_size
+
+    def forward(self, xs: State, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        ys, share = self.embedding(xs).to(next(self.layers.parameters()).dtype), self.input_dropout
+        summary = ys
+        for layer in self.layers:
+            if self.training and share > 0:
+                ys = ys * locked_mask(ys, share)
+            ys, summary = layer(ys, lengths)
+            share = self.dropout
+        return ys, summary
+
+
+def encoder_layers(
+    cell: str, inputs: int, hidden: int, layers: int, bidirectional: bool, start: str = "torch", **options: object
+) -> list[Layer]:
+    """Recurrent layers of the same kind, in one direction or in both."""
+    if cell not in CELLS:
+        raise UsageError(f"there is no cell called {cell!r}; the cells are {', '.join(CELLS)}")
+    made: list[Layer] = []
+    for _ in range(layers):
+        size = made[-1].output_size if made else inputs
+        cells = [CELLS[cell](size, hidden, **options) for _ in range(1 + bidirectional)]
+        for one in cells:
+            PRESETS[start](one)
+        made.append(Bidirectional(*cells) if bidirectional else Recurrent(cells[0]))
+    return made
+
+
+POOLINGS = ("last", "mean", "max", "attention")
+
+
+@final
+class ManyToOne(nn.Module):
+    """An encoder, its outputs pooled, and a readout: scores `[batch, outputs]` of whole sequences.
+
+    `pooling`: last, what the layers said last; mean or max over time; attention, what a learnt query takes from the outputs.
+    `dropout` drops pooled features in training.
+    """
+
+    def __init__(self, encoder: Encoder, outputs: int, pooling: str = "last", dropout: float = 0.0) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise UsageError(f"there is no pooling called {pooling!r}; they are {', '.join(POOLINGS)}")
+        self.encoder, self.pooling, self.dropout = encoder, pooling, dropout
+        self.attention = Pooling(encoder.output_size) if pooling == "attention" else None
+        self.readout = nn.Linear(encoder.output_size, outputs)
+
+    def initial_state(self, batch: int) -> State:
+        return ()
+
+    def forward(self, xs: State, lengths: Tensor | None = None) -> Tensor:
+        return self.readout(F.dropout(self.pooled(xs, lengths), self.dropout, self.training))
+
+    def pooled(self, xs: State, lengths: Tensor | None = None) -> Tensor:
+        """What the readout sees, `[batch, features]`."""
+        ys, summary = self.encoder(xs, lengths)
+        if self.attention is not None:
+            return self.attention(ys, lengths)
+        if self.pooling == "last":
+            return summary
+        return mean_over(ys, lengths) if self.pooling == "mean" else largest_over(ys, lengths)
+
+
+@final
+class ManyToMany(nn.Module):
+    """An encoder and a readout at every step: scores `[batch, time, outputs]`; and with `heads`, scores `[batch, heads]` of the
+    whole sequence too, from the largest of each output over time. `dropout` drops what the readouts see in training."""
+
+    def __init__(self, encoder: Encoder, outputs: int, heads: int = 0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.encoder, self.dropout = encoder, dropout
+        self.readout = nn.Linear(encoder.output_size, outputs)
+        self.head = nn.Linear(encoder.output_size, heads) if heads else None
+
+    def initial_state(self, batch: int) -> State:
+        return ()
+
+    def forward(self, xs: State, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        ys, _ = self.encoder(xs, lengths)
+        scores = self.readout(F.dropout(ys, self.dropout, self.training))
+        if self.head is None:
+            return scores, None
+        return scores, self.head(F.dropout(largest_over(ys, lengths), self.dropout, self.training))
+
+
+@final
+class Spelled(nn.Module):
+    """Words `[batch, time]` and their letters `[batch, time, letters]` -> features: the word's vector beside what a
+    bidirectional LSTM says of its letters from either end (Lample et al. 2016, arXiv:1603.01360). Letter 0 is no letter."""
+
+    def __init__(self, table: Table, letters: int, size: int = 25, hidden: int = 25) -> None:
+        super().__init__()
+        self.table, self.letters = table, nn.Embedding(letters, size)
+        self.speller = Bidirectional(CELLS["lstm"](size, hidden), CELLS["lstm"](size, hidden))
+        self.embedding_dim = table.embedding_dim + 2 * hidden
+
+    def forward(self, xs: tuple[Tensor, Tensor]) -> Tensor:
+        words, letters = xs
+        different, places = letters.flatten(0, 1).unique(dim=0, return_inverse=True)  # a word is spelled once a batch
+        lengths = (different > 0).sum(1)
+        _, spelled = self.speller(self.letters(different[:, : int(lengths.max())]), lengths)
+        return torch.cat([self.table(words), spelled[places].view(*words.shape, -1)], dim=2)
 
 
 @final

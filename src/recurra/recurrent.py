@@ -17,7 +17,7 @@ from recurra import kernels
 from recurra.cells import Cell
 from recurra.cells.base import check_call
 from recurra.errors import UsageError
-from recurra.state import flipped
+from recurra.state import flipped, within
 
 
 class Layer(nn.Module, ABC):
@@ -131,3 +131,21 @@ def at_the_end(ys: Tensor, lengths: Tensor | None) -> Tensor:
         return ys[:, -1]
     places = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, features)
     return ys.gather(1, places)[:, 0]  # an empty row's first output is zero, as all its outputs
+
+
+def mean_over(ys: Tensor, lengths: Tensor | None) -> Tensor:
+    """The mean output `[batch, features]` over each row's steps; zeros for a row of no length. Wants zeros past a row's end, as
+    layers put out."""
+    if lengths is None:
+        return ys.mean(1) if ys.shape[1] else ys.new_zeros(ys.shape[0], ys.shape[2])
+    return ys.sum(1) / lengths.clamp(min=1)[:, None]
+
+
+def largest_over(ys: Tensor, lengths: Tensor | None) -> Tensor:
+    """The largest value `[batch, features]` of each output over each row's steps; zeros for a row of no length."""
+    if ys.shape[1] == 0:
+        return ys.new_zeros(ys.shape[0], ys.shape[2])
+    if lengths is None:
+        return ys.amax(1)
+    inside = ys.masked_fill(~within(lengths, ys.shape[1])[:, :, None], -torch.inf).amax(1)
+    return torch.where(lengths[:, None] > 0, inside, 0.0)

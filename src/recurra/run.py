@@ -30,10 +30,9 @@ from recurra.data import read
 from recurra.errors import DamagedError, Interrupted, RecurraError, UsageError
 from recurra.kernels import native
 from recurra.learn import LEARNERS
-from recurra.tasks import TASKS, Sources, Task
+from recurra.tasks import TASKS, Sources, Task, task_called
 
 Tell = Callable[..., None]
-DATA_FILES = {"train.ids", "valid.ids", "test.ids", "corpus.json", "tokenizer.json", "sources.json", "vectors.npz"}
 TIMING_SECONDS = 4.0
 DEFAULT_MINUTES = 5.0
 _NOTHING = object()
@@ -58,8 +57,7 @@ def train(
     `values` are the nested config values of a new run; for a run that exists, none or the same again. Events go to `tell`.
     Raises Interrupted after SIGINT or SIGTERM, when everything is saved.
     """
-    if name not in TASKS:
-        raise UsageError(f"there is no task called {name!r}; tasks are {', '.join(TASKS)}")
+    task_called(name)
     with _held(out), _random_numbers_of_our_own():
         if not (out / "config.toml").exists():
             _begin(name, sources, out, values, tell)
@@ -81,7 +79,7 @@ def default_folder(sources: Sources, values: Mapping[str, Any]) -> Path:
 
 def _begin(name: str, sources: Sources, out: Path, values: Mapping[str, Any], tell: Tell) -> None:
     """Prepare the data, settle the config and write it: from here on the run can be resumed."""
-    given = config.build({**values, "task": name})
+    given = config.build({**values, "task": {**values.get("task", {}), "name": name}})
     if sum(value is not None for value in (given.train.minutes, given.train.epochs, given.train.steps)) > 1:
         raise UsageError("--minutes, --epochs and --steps are three ways to say one thing; give one of them")
     _set_threads(given)
@@ -104,10 +102,12 @@ def _begin(name: str, sources: Sources, out: Path, values: Mapping[str, Any], te
 def _open(name: str, sources: Sources, out: Path) -> tuple[Config, Task]:
     """The config and data of a run that has begun. Raises UsageError where this call means another run."""
     settled = read_config(out)
-    if settled.task != name:
-        raise UsageError(f"{out}: this run was made by the task {settled.task!r}, not {name!r}; choose another --out")
+    if settled.task.name != name:
+        raise UsageError(
+            f"{out}: this run was made by the task {settled.task.name!r}, not {name!r}; choose another --out"
+        )
     _set_threads(settled)
-    files = storage.verify(out / "data", "data", DATA_FILES)
+    files = storage.verify(out / "data", "data", _data_files(TASKS[name]))
     then, now = storage.read_json(files["sources.json"]), read.fingerprint(sources.paths)
     if then != now:
         raise UsageError(
@@ -248,6 +248,7 @@ def _go_on(settled: Config, task: Task, out: Path, tell: Tell) -> Finished:
         epoch=task.steps_per_epoch(),
         kernels=native.described(),
         config=settled.model_dump(mode="json"),
+        unit=task.unit,
     )
     with _asked_to_stop() as asked, log:
         with _within_memory(settled, "take fewer in a new run: --hidden, --set train.rows=16, --set train.chunk=32"):
@@ -277,7 +278,7 @@ def _finish(job: Job, settled: Config, out: Path, tell: Tell) -> Finished:
     job.task.model.cpu()
     bundle.save(out / "best", job.task, {**_brief(job), **scores})
     job.task.model.eval()
-    words = fit.advice(job.progress, scores["floors"], scores["scores"].get("bits_per_character"))
+    words = fit.advice(job.progress, scores)
     tell("end", ended=job.progress.ended, best_step=job.progress.best_step, report=scores, advice=words)
     return Finished(job.task, out, scores, words)
 
@@ -397,7 +398,7 @@ def _listed(prints: Any) -> str:
 
 
 def _brief(job: Job) -> dict[str, Any]:
-    best = job.progress.best
+    best = job.progress.best_loss
     return {"step": job.progress.step, "validation_loss": best if best < float("inf") else None}
 
 
@@ -427,13 +428,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _data_files(task: type[Task]) -> frozenset[str]:
+    return task.data_files | {"sources.json"}
+
+
 def attach_data(task: Task, folder: Path) -> None:
     """Give a task that was loaded from a run folder the data of its run, for floors. It is verified when it is first needed:
     a large one takes seconds, and writing a text needs none of it."""
     data = folder / "data"
 
     def verified() -> Path:
-        storage.verify(data, "data", DATA_FILES)
+        storage.verify(data, "data", _data_files(type(task)))
         return data
 
     if (data / storage.MANIFEST).exists():

@@ -9,7 +9,7 @@ Laws hold in `eval()`; noise belongs to training.
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -396,7 +396,9 @@ def a_task_predicts_on_a_training_example(task: Task, question: Any, folder: Pat
 
 def the_loss_of_a_batch_is_a_weighted_mean_of_its_windows(task: Task, question: Any, folder: Path) -> None:
     batch = next(task.batches())
-    state = task.model.initial_state(batch.rows)
+    state = cast(Any, task.model).initial_state(batch.rows)
+    if not any(True for _ in leaves(state)):
+        return  # it reads whole sequences, which are not cut
     with torch.no_grad():
         whole, last = task.loss(batch, state)
         total = torch.zeros(())
@@ -412,9 +414,9 @@ def batches_are_a_function_of_the_step(task: Task, question: Any, folder: Path) 
     first = [next(one) for _ in range(6)]
     for start in range(6):
         again = next(task.batches(start=start))
-        assert again.step == start and torch.equal(again.inputs, first[start].inputs), (
-            f"batch {start} differs on resume"
-        )
+        assert again.step == start, f"batch {start} says it is {again.step}"
+        for here, there in zip(leaves(again.inputs), leaves(first[start].inputs), strict=True):
+            assert torch.equal(here, there), f"batch {start} differs on resume"
 
 
 def a_bundle_predicts_the_same_bits(task: Task, question: Any, folder: Path) -> None:

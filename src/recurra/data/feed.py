@@ -1,11 +1,12 @@
 """From a long row of ids to batches whose rows go on where they stopped."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from recurra.data.batch import Batch
 
@@ -108,3 +109,75 @@ def _cut(spans: list[tuple[int, int]], chunk: int, head: int) -> np.ndarray:
         fresh[0] = 1
         parts.append(np.stack([starts, ends - starts, fresh], axis=1))
     return np.concatenate(parts) if parts else np.zeros((0, 3), np.int64)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Sequences of different lengths, one after another: sequence k is `values[bounds[k]:bounds[k+1]]`."""
+
+    values: np.ndarray
+    bounds: np.ndarray
+
+    @classmethod
+    def of(cls, parts: Sequence[np.ndarray], empty: np.ndarray) -> "Ragged":
+        """Joined; `empty` is what no parts are: it has their dtype and the shape of a step."""
+        bounds = np.cumsum([0, *(len(part) for part in parts)])
+        return cls(np.concatenate([empty[:0], *parts]), bounds)
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.bounds)
+
+    def padded(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Those rows side by side, `[rows, time, ...]` with zeros past their ends, and their lengths, int64 `[rows]`."""
+        lengths = self.lengths[rows]
+        out = np.zeros((len(rows), int(lengths.max(initial=0)), *self.values.shape[1:]), self.values.dtype)
+        for at, row in enumerate(rows):
+            out[at, : lengths[at]] = self.values[self.bounds[row] : self.bounds[row + 1]]
+        return torch.from_numpy(out), torch.from_numpy(lengths.astype(np.int64))
+
+
+POOL = 64  # batches whose rows are sorted by length together
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Rows of different lengths in batches of `rows` rows of about the same length, in a random order, over and over.
+
+    In each epoch the rows are shuffled, taken in pools, and sorted by length within each: so there is little padding, and yet
+    no two epochs have the same batches. Which rows make up training step s is a function of the lengths, the seed and s alone.
+    """
+
+    lengths: np.ndarray
+    rows: int
+    seed: int = 0
+
+    def batches(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """The step, and the indices of the rows of its batch, from step `start` on, without end."""
+        size = self.epoch_steps()
+        for epoch in count(start // size):
+            batches = self.epoch(epoch)
+            for at in range(start - epoch * size if epoch == start // size else 0, size):
+                yield epoch * size + at, batches[at]
+
+    def epoch_steps(self) -> int:
+        return -(-len(self.lengths) // self.rows)
+
+    def epoch(self, number: int) -> list[np.ndarray]:
+        """The batches of an epoch."""
+        rng = np.random.default_rng([self.seed, number])
+        order, pool = rng.permutation(len(self.lengths)), POOL * self.rows
+        batches = []
+        for at in range(0, len(order), pool):
+            some = order[at : at + pool]
+            some = some[np.argsort(self.lengths[some], kind="stable")]
+            batches += [some[begin : begin + self.rows] for begin in range(0, len(some), self.rows)]
+        return [batches[at] for at in rng.permutation(len(batches))]
+
+    def padding(self) -> float:
+        """The share of the steps of the first epoch that are padding."""
+        padded = sum(len(batch) * int(self.lengths[batch].max()) for batch in self.epoch(0))
+        return 1 - float(self.lengths.sum()) / padded if padded else 0.0

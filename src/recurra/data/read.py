@@ -19,6 +19,8 @@ BLOCK = 1 << 20  # bytes read at a time
 BOMB_BYTES = 1 << 30  # a compressed file may always unfold to this much,
 BOMB_RATIO = 1000  # and beyond it to this many times its own size
 
+SYNTHETIC = "synthetic:"
+
 OPEN: dict[str, type[gzip.GzipFile] | type[lzma.LZMAFile]] = {".gz": gzip.GzipFile, ".xz": lzma.LZMAFile}
 BYTES_REMEDY = "train on bytes with --set tokens.kind=bytes"
 
@@ -31,7 +33,7 @@ def sources(paths: Sequence[Path | str]) -> list[Path]:
     """
     if not paths:
         raise DataError("no data was given: name at least one file or folder")
-    return [file for path in map(Path, paths) for file in _files(path)]
+    return [file for path in map(Path, paths) for file in ([path] if is_synthetic(path) else _files(path))]
 
 
 def blocks(path: Path | str) -> Iterator[bytes]:
@@ -75,6 +77,16 @@ def characters(path: Path | str) -> Iterator[str]:
 def fingerprint(paths: Sequence[Path | str]) -> list[dict[str, Any]]:
     """What the files are: name, bytes and sha256 of each as it lies on the disk, to refuse a resume on other data."""
     return [_fingerprint(Path(path)) for path in paths]
+
+
+def is_synthetic(path: Path | str) -> bool:
+    """Whether this stands for a set that is made and not read: `synthetic:NAME`."""
+    return str(path).startswith(SYNTHETIC)
+
+
+def synthetic_name(path: Path | str) -> str:
+    """The NAME of `synthetic:NAME`."""
+    return str(path).removeprefix(SYNTHETIC)
 
 
 def shown(path: Path | str) -> str:
@@ -159,6 +171,8 @@ def _decoded(
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
+    if is_synthetic(path):
+        return {"name": shown(path), "bytes": 0, "sha256": ""}
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recurra.data import read
+from recurra.data.examples import Examples
+from recurra.data.feed import Buckets
+from recurra.data.vocabulary import words
 
 LINE_KEPT = 2_000
 
@@ -80,3 +85,94 @@ def _warnings(report: dict[str, Any], alphabet: Counter[str], long_lines: int) -
     if "\r" in alphabet:
         words.append("The lines end as on Windows (CR LF); the network will write them so too.")
     return words
+
+
+def survey_examples(parts: dict[str, Examples], longest: int | None) -> dict[str, Any]:
+    """Counts over examples, and under "warnings" what deserves a look, in words."""
+    train = parts["train"]
+    lengths = {name: np.array([_steps(one) for one in part.inputs]) for name, part in parts.items()}
+    own = lengths["train"]
+    report: dict[str, Any] = {
+        "kind": train.kind,
+        "examples": [f"{name}: {len(part):,}" for name, part in parts.items()],
+        "notes": train.notes,
+        "steps_median": int(np.median(own)),
+        "steps_95_percent": int(np.quantile(own, 0.95)),
+        "steps_longest": int(own.max()),
+        "padding": Buckets(own, 32).padding(),
+    }
+    warnings = _length_warnings(own, longest)
+    if train.kind == "series":
+        report["channels"] = train.inputs[0].shape[1]
+        warnings += _channel_warnings(train)
+    else:
+        texts = {
+            name: [words(one) if isinstance(one, str) else one for one in part.inputs] for name, part in parts.items()
+        }
+        report["words"] = sum(map(len, texts["train"]))
+        known = {word for text in texts["train"] for word in text}
+        report["different_words"] = len(known)
+        for name in ("valid", "test"):
+            if name in texts:
+                all_of = [word for text in texts[name] for word in text]
+                report[f"unknown_words_{name}"] = sum(word not in known for word in all_of) / max(1, len(all_of))
+    warnings += _duplicates(parts)
+    return {**report, "warnings": warnings}
+
+
+def _steps(example: Any) -> int:
+    return len(words(example)) if isinstance(example, str) else len(example)
+
+
+def _length_warnings(lengths: np.ndarray, longest: int | None) -> list[str]:
+    found = []
+    if (lengths == 0).any():
+        found.append(f"{int((lengths == 0).sum()):,} examples have no step")
+    if longest is not None and (lengths > longest).any():
+        found.append(
+            f"{(lengths > longest).mean():.1%} of the examples are longer than data.longest={longest} and would be cut"
+        )
+    if longest is None and lengths.max() > 20 * max(1, np.median(lengths)) and lengths.max() > 500:
+        found.append(
+            f"the longest example has {int(lengths.max()):,} steps, the median {int(np.median(lengths)):,}: --set data.longest="
+            f"{int(np.quantile(lengths, 0.99))} would cut 1 % of them and save time"
+        )
+    return found
+
+
+def _channel_warnings(train: Examples) -> list[str]:
+    steps = np.concatenate(train.inputs)
+    names = train.channels or [f"channel {at}" for at in range(1, steps.shape[1] + 1)]
+    constant = [name for name, spread in zip(names, np.ptp(steps, axis=0), strict=True) if spread == 0]
+    found = [f"{', '.join(constant[:5])}: always the same number"] if constant else []
+    labels = [one[0] for one in train.targets or [] if isinstance(one, tuple) and len(one) == 1]
+    numbers = {label: at for at, label in enumerate(dict.fromkeys(labels))}
+    if len(labels) == len(train) and 1 < len(numbers) < len(train):
+        codes = np.array([numbers[label] for label in labels])
+        ends = np.stack([one.mean(0) for one in train.inputs])
+        for at, name in enumerate(names):
+            within = max((np.ptp(ends[codes == code, at]) for code in range(len(numbers))), default=0.0)
+            if within == 0 and np.ptp(ends[:, at]) > 0:
+                found.append(f"{name} has one mean for each label: does it give the label away?")
+    return found
+
+
+def _duplicates(parts: dict[str, Examples]) -> list[str]:
+    seen = {name: [_key(one) for one in part.inputs] for name, part in parts.items()}
+    own = set(seen["train"])
+    found = []
+    if len(own) < len(seen["train"]):
+        found.append(f"{len(seen['train']) - len(own):,} training examples occur twice or more")
+    for name in ("valid", "test"):
+        both = sum(key in own for key in seen.get(name, ()))
+        if both:
+            found.append(
+                f"{both:,} of {len(seen[name]):,} examples of {name} are in the training data too: its score is flattered"
+            )
+    return found
+
+
+def _key(example: Any) -> bytes:
+    if isinstance(example, np.ndarray):
+        return hashlib.blake2b(np.ascontiguousarray(example).tobytes(), digest_size=12).digest()
+    return _digest(example if isinstance(example, str) else "\n".join(example))

@@ -265,17 +265,22 @@ _PICTURES = (
     "\u00a9\u00ae\u203c\u2049\u2122\u2139\u2190-\u21ff\u2300-\u23ff\u2600-\u27bf\u2934\u2935\u2b00-\u2bff\u3030\u303d"
     "\u3297\u3299\U0001f000-\U0001faff"
 )
-_WORD = rf"[\w{_MARKS}]"
+WORD = rf"[\w{_MARKS}]"
 _PICTURE = f"[{_PICTURES}][\ufe0f\u20e3\U0001f3fb-\U0001f3ff]*[\U000e0020-\U000e007f]*"
+EMOJI = "|".join(
+    [
+        "[\U0001f1e6-\U0001f1ff]{2}",  # a flag
+        "[0-9#*]\ufe0f?\u20e3",  # a keycap
+        f"{_PICTURE}(?:\u200d{_PICTURE})*",  # an emoji with its modifiers, or several joined
+    ]
+)
 _PIECE = re.compile(
     "|".join(
         [
-            "[\U0001f1e6-\U0001f1ff]{2}",  # a flag
-            "[0-9#*]\ufe0f?\u20e3",  # a keycap
-            f"{_PICTURE}(?:\u200d{_PICTURE})*",  # an emoji with its modifiers, or several joined
-            f" ?[@#]?{_WORD}+(?:['\u2019]{_WORD}+)*",  # a word, a handle, a hashtag
-            rf"\s+(?= [@#]?{_WORD})|\s+",  # white space; its last blank goes to the word after it
-            rf"(?:(?![@#]{_WORD})[^\s\w{_MARKS}{_PICTURES}])+",  # marks
+            EMOJI,
+            f" ?[@#]?{WORD}+(?:['\u2019]{WORD}+)*",  # a word, a handle, a hashtag
+            rf"\s+(?= [@#]?{WORD})|\s+",  # white space; its last blank goes to the word after it
+            rf"(?:(?![@#]{WORD})[^\s\w{_MARKS}{_PICTURES}])+",  # marks
         ]
     )
 )

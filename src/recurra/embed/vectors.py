@@ -150,11 +150,23 @@ def page(vectors: Vectors) -> str:
 # --- reading ------------------------------------------------------------------------------------------------------------
 
 
-def load(path: Path | str, only: Collection[str] | None = None) -> Vectors:
-    """The vectors in a file or folder of any kind that the module names; with `only`, of these words alone: the others are
-    passed over as they are read. Raises DataError with the place of what is wrong."""
+class _Wanted:
+    """The words to be kept, asked for in the order of the file: these, and the first ones of all."""
+
+    def __init__(self, words: Collection[str], first: int) -> None:
+        self._words, self._left = frozenset(words), first
+
+    def __contains__(self, word: str) -> bool:
+        self._left -= 1
+        return self._left >= 0 or word in self._words
+
+
+def load(path: Path | str, only: Collection[str] | None = None, first: int = 0) -> Vectors:
+    """The vectors in a file or folder of any kind that the module names; with `only`, of these words alone and of the `first`
+    words of the file, which are the most frequent as a rule: the others are passed over as they are read. Raises DataError
+    with the place of what is wrong."""
     path = Path(path)
-    wanted = None if only is None else frozenset(only)
+    wanted = None if only is None else _Wanted(only, first)
     if path.is_dir():
         return _from_folder(path, wanted)
     kind = Path(path.stem).suffix.lower() if path.suffix.lower() in OPEN else path.suffix.lower()
@@ -162,12 +174,12 @@ def load(path: Path | str, only: Collection[str] | None = None) -> Vectors:
         found = _from_fasttext(path, wanted) if _begins_as_fasttext(path) else _from_binary(path, wanted)
     else:
         found = _from_text(path, wanted)
-    if not len(found) and not wanted:
+    if not len(found) and only is None:
         raise DataError(f"{shown(path)} holds no vector")
     return found
 
 
-def _from_folder(folder: Path, wanted: frozenset[str] | None) -> Vectors:
+def _from_folder(folder: Path, wanted: _Wanted | None) -> Vectors:
     numbers = next((file for file in sorted(folder.glob("vectors.npy*")) if file.suffix in (".npy", *OPEN)), None)
     listed = next((file for file in sorted(folder.glob("words.txt*")) if file.suffix in (".txt", *OPEN)), None)
     if numbers is None or listed is None:
@@ -187,10 +199,10 @@ def _from_folder(folder: Path, wanted: frozenset[str] | None) -> Vectors:
         )
     values = values if values.dtype == np.float32 else values.astype(np.float32)
     found = Vectors(words, values)
-    return found if wanted is None else found.only(wanted)
+    return found if wanted is None else found.only([word for word in words if word in wanted])
 
 
-def _from_text(path: Path, wanted: frozenset[str] | None) -> Vectors:
+def _from_text(path: Path, wanted: _Wanted | None) -> Vectors:
     """Words and numbers apart, and the numbers of many lines at once: that is what makes it quick."""
     lines = _lines(path)
     first = next(lines, b"")
@@ -221,7 +233,7 @@ def _from_text(path: Path, wanted: frozenset[str] | None) -> Vectors:
 
 
 def _numbers(
-    path: Path, lines: list[bytes], begin: int, size: int, wanted: frozenset[str] | None
+    path: Path, lines: list[bytes], begin: int, size: int, wanted: _Wanted | None
 ) -> tuple[list[str], np.ndarray]:
     words, numbers = [], []
     for place, whole in enumerate(lines):
@@ -254,7 +266,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         yield rest
 
 
-def _from_binary(path: Path, wanted: frozenset[str] | None) -> Vectors:
+def _from_binary(path: Path, wanted: _Wanted | None) -> Vectors:
     """word2vec's: `words size`, a line end, and for each word its bytes, a blank and `size` floats."""
     content = _content(path)
     end = content.find(b"\n", 0, 100)
@@ -311,7 +323,7 @@ class _Reader:
         return word
 
 
-def _from_fasttext(path: Path, wanted: frozenset[str] | None) -> Vectors:
+def _from_fasttext(path: Path, wanted: _Wanted | None) -> Vectors:
     """The mean of the vector of each word and those of its subwords, as fastText gives it out (Bojanowski et al. 2017)."""
     reader = _Reader(path, _content(path))
     _, version = reader.take("<ii")

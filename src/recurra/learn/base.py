@@ -1,11 +1,10 @@
 """Learner: the contract of a learning rule."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from recurra.cells import Cell
 from recurra.data.batch import Batch
 from recurra.state import State, choose, detach
 
@@ -25,7 +24,8 @@ class Learnable(Protocol):
     """What a learner needs to know of a task."""
 
     @property
-    def model(self) -> Cell: ...
+    def model(self) -> Any:
+        """A module with `initial_state(batch)`: () where no state is carried from batch to batch."""
 
     def loss(self, batch: Batch, state: State) -> tuple[Tensor, State]:
         """The summed losses of the steps divided by `batch.weight`, and the state after them. Pure."""

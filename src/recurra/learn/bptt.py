@@ -7,7 +7,7 @@ from torch import Tensor
 from recurra.data.batch import Batch
 from recurra.errors import UsageError
 from recurra.learn.base import Carry, Learnable, Learner, restarted
-from recurra.state import detach
+from recurra.state import detach, leaves
 
 
 @final
@@ -25,6 +25,11 @@ class BPTT(Learner):
         if window is not None and window < 1:
             raise UsageError(f"learner.window was {window}, wanted at least 1, or none for the whole batch")
         self.window = window
+
+    def supports(self, task: Learnable, batch: Batch) -> str | None:
+        if self.window is not None and not any(True for _ in leaves(task.model.initial_state(1))):
+            return "it reads whole sequences, and learner.window would cut them; leave learner.window out"
+        return None
 
     def start(self, task: Learnable, batch: Batch) -> Carry:
         return Carry(detach(task.model.initial_state(batch.rows)))

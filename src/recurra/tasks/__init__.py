@@ -1,8 +1,18 @@
 """What networks are used for. `TASKS` is every name that `recurra train` takes."""
 
-from recurra.tasks.base import Sources, Task
+from recurra.errors import UsageError
+from recurra.tasks.base import Sources, Task, Unit, Validation
+from recurra.tasks.classify import Classify
 from recurra.tasks.language import Language
 
-TASKS: dict[str, type[Task]] = {"language": Language}
+TASKS: dict[str, type[Task]] = {"language": Language, "classify": Classify}
 
-__all__ = ["TASKS", "Language", "Sources", "Task"]
+
+def task_called(name: str) -> type[Task]:
+    """The task of this name. Raises UsageError, which names those there are."""
+    if name not in TASKS:
+        raise UsageError(f"there is no task called {name!r}; tasks are {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+__all__ = ["TASKS", "Classify", "Language", "Sources", "Task", "Unit", "Validation", "task_called"]

@@ -1,16 +1,16 @@
 """Task: what a network is for. It owns the meaning of data, loss, score and prediction; it owns no training loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
-from recurra.cells import Cell
 from recurra.config import Config
 from recurra.data.batch import Batch
+from recurra.errors import DataError
 from recurra.state import State
 
 
@@ -27,6 +27,21 @@ class Sources:
         return [*self.train, *self.valid, *self.test]
 
 
+class Validation(NamedTuple):
+    """How a model does on the validation data: its mean loss, and the number by which models are compared, lower is better."""
+
+    loss: float
+    error: float
+
+
+class Unit(NamedTuple):
+    """How a loss is shown: `factor` times the loss is so many `name`; speed counts `counted` a second."""
+
+    name: str
+    factor: float
+    counted: str
+
+
 class Task(ABC):
     """A purpose, its data and its model.
 
@@ -35,8 +50,11 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    data_files: ClassVar[frozenset[str]]  # what `prepare` may leave in its folder
+    assets: ClassVar[frozenset[str]]  # what `write_assets` writes and `restore` needs, of `bundle.OF_THE_TASK`
+    unit: ClassVar[Unit]
     config: Config
-    model: Cell
+    model: nn.Module  # has `initial_state(batch)`, which is () where no state is carried from batch to batch
 
     @classmethod
     @abstractmethod
@@ -91,13 +109,32 @@ class Task(ABC):
         """The summed losses of the batch divided by `batch.weight`, and the state after it. Pure."""
 
     @abstractmethod
-    def validate(self) -> float:
-        """The mean loss on the validation data; lower is better."""
+    def validate(self) -> Validation:
+        """How the model does on the validation data."""
 
     @abstractmethod
     def evaluate(self, data: Sequence[Path] | None = None) -> dict[str, Any]:
-        """Scores, and the floors of methods without a network: on files, or on the validation data kept for this run."""
+        """A report on files, or on the test data of this run, or on its validation data: `scores` by name, `floors` of methods
+        without a network in the score that `headline` names (`higher_is_better` says which way), `n` and `seconds`."""
+
+    @abstractmethod
+    def lines(self, report: dict[str, Any]) -> list[str]:
+        """A report of `evaluate` as lines for people."""
 
     @abstractmethod
     def predict(self, data: Any) -> Any:
         """The answer to one input."""
+
+    @abstractmethod
+    def answers(self, source: Path | Iterable[str], best: int = 5) -> Iterator["dict[str, Any] | DataError"]:
+        """The answer to each input of a file, or of lines as they come, in their order, ready for JSON; where an input cannot be
+        read, what is wrong with it. `best` is how many guesses are named where there are several."""
+
+    @abstractmethod
+    def shown(self, answer: dict[str, Any]) -> str:
+        """An answer as a line for people."""
+
+    @classmethod
+    @abstractmethod
+    def survey(cls, config: Config, sources: Sources) -> dict[str, Any]:
+        """What the data looks like, and under `warnings` what is wrong with it, in words."""

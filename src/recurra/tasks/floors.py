@@ -1,14 +1,20 @@
 """Floors: what a method without a network reaches on the same data. A network below its floor is said to be so."""
 
 import lzma
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
+from recurra.embed.bags import Bag
 from recurra.embed.ngrams import NGrams
 from recurra.errors import UsageError
+from recurra.tasks.scores import micro_f1
 
 MOST_TOKENS = 8_000_000  # of the training text, from its end
 MOST_BYTES = 16 << 20
+MOST_PAIRS = 100_000_000  # of series that are compared
 
 
 def unigram_bits(train_ids: np.ndarray, test_ids: np.ndarray, size: int) -> float:
@@ -48,3 +54,73 @@ def language_floors(
 
 def _xz_length(content: bytes) -> int:
     return len(lzma.compress(content, format=lzma.FORMAT_XZ, preset=9))
+
+
+def label_floors(
+    train: tuple[list[Any], np.ndarray], test: tuple[list[Any], np.ndarray], vectors: Mapping[str, np.ndarray] | None
+) -> dict[str, float]:
+    """Accuracy (micro-F1 where there may be several labels) of methods without a network, on inputs that are words or series:
+    the most frequent label; logistic regression of weighted bags of words and pairs of words, and of the mean of pretrained
+    vectors; the label of the nearest series. Those that want scikit-learn are left out where it is not installed."""
+    (inputs, targets), (others, truth) = train, test
+    floors = {"most frequent label": _score(truth, np.repeat(_most_frequent(targets), len(truth), axis=0))}
+    if len(inputs) and isinstance(inputs[0], np.ndarray):
+        if targets.ndim == 1 and len(inputs) * len(others) <= MOST_PAIRS:
+            floors["nearest series"] = _score(truth, targets[_nearest(inputs, others)])
+        return floors
+    if find_spec("sklearn") is None:
+        return floors
+    lower = [[word.lower() for word in text] for text in inputs]
+    asked = [[word.lower() for word in text] for text in others]
+    bag = Bag(lower, order=2, weighted=True)
+    floors["words and pairs, logistic"] = _score(truth, _logistic(bag.matrix, targets, bag.rows(asked), 10.0))
+    if vectors is not None:
+        means = [_means(texts, vectors) for texts in (inputs, others)]
+        floors["mean of vectors, logistic"] = _score(truth, _logistic(means[0], targets, means[1], 1.0))
+    return floors
+
+
+def _score(truth: np.ndarray, guesses: np.ndarray) -> float:
+    return float((truth == guesses).mean()) if truth.ndim == 1 else micro_f1(truth, guesses)
+
+
+def _most_frequent(targets: np.ndarray) -> np.ndarray:
+    if targets.ndim == 1:
+        return np.array([np.bincount(targets).argmax()])
+    often = targets.mean(0)
+    return (often >= min(0.5, often.max())).astype(np.float32)[None]
+
+
+def _logistic(xs: Any, targets: np.ndarray, others: Any, strength: float) -> np.ndarray:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    model = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
+    return (model if targets.ndim == 1 else OneVsRestClassifier(model)).fit(xs, targets).predict(others)
+
+
+def _means(texts: list[list[str]], vectors: Mapping[str, np.ndarray]) -> np.ndarray:
+    size = len(next(iter(vectors.values()))) if vectors else 1
+    out = np.zeros((len(texts), size), np.float32)
+    for row, text in enumerate(texts):
+        found = [vectors[word] for word in text if word in vectors]
+        if found:
+            out[row] = np.mean(found, axis=0)
+    return out
+
+
+def _nearest(inputs: list[np.ndarray], others: list[np.ndarray]) -> np.ndarray:
+    """For each series the place of the nearest one (Euclid) among `inputs`, all stretched to the same length."""
+    length = int(np.median([len(one) for one in inputs]))
+    known, asked = (np.stack([_stretched(one, length) for one in some]) for some in (inputs, others))
+    squares = (known**2).sum(1)
+    return np.concatenate(
+        [(squares - 2 * part @ known.T).argmin(1) for part in np.array_split(asked, -(-len(asked) // 256))]
+    )
+
+
+def _stretched(series: np.ndarray, length: int) -> np.ndarray:
+    places = np.linspace(0, len(series) - 1, length)
+    return np.concatenate([np.interp(places, np.arange(len(series)), channel) for channel in series.T]).astype(
+        np.float32
+    )

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast, final
@@ -20,16 +21,17 @@ from recurra.data import read, texts
 from recurra.data import tokens as tokenisers
 from recurra.data.batch import Batch
 from recurra.data.feed import Corpus, Stream
+from recurra.data.survey import survey
 from recurra.data.tokens import TOKENS, Tokens, Words
 from recurra.decode import Sampler
-from recurra.embed import vectors
 from recurra.errors import DataError, RecurraError, UsageError
 from recurra.metrics import bits, perplexity
 from recurra.models import SequenceModel, Snapshot, language_model
 from recurra.regularize import activity
 from recurra.state import State, within
-from recurra.tasks.base import Sources, Task
+from recurra.tasks.base import Sources, Task, Unit, Validation
 from recurra.tasks.floors import MOST_TOKENS, language_floors
+from recurra.tasks.pretrained import coverage, put_vectors, take_vectors
 from recurra.tasks.surprise import surprise
 
 PARTS = ("train", "valid", "test")
@@ -49,6 +51,9 @@ class Language(Task):
     """
 
     name = "language"
+    data_files = frozenset({"train.ids", "valid.ids", "test.ids", "corpus.json", "tokenizer.json", "vectors.npz"})
+    assets = frozenset({"tokenizer.json"})
+    unit = Unit("bits/token", 1 / math.log(2), "tokens")
     model: SequenceModel
 
     def __init__(self, config: Config, tokens: Tokens, folder: Path | None = None) -> None:
@@ -57,19 +62,18 @@ class Language(Task):
 
     @classmethod
     def prepare(cls, config: Config, sources: Sources, folder: Path) -> Self:
-        reader = texts.reader_for(config.tokens.kind)
+        kind = _kind(config)
+        reader = texts.reader_for(kind)
         parts = _parts(sources, config.data.valid_share, reader)
         if config.embed.frozen and config.embed.vectors is None:
             raise UsageError(
                 "embed.frozen holds word vectors, and there are none; give them with --vectors, or leave it out"
             )
-        if config.tokens.kind not in TOKENS:
-            raise UsageError(f"there are no tokens called {config.tokens.kind!r}; there are {', '.join(TOKENS)}")
 
         def chunks() -> Iterator[str]:
             return (chunk for piece in parts["train"] for chunk in piece.chunks(reader) if isinstance(chunk, str))
 
-        tokens = TOKENS[config.tokens.kind].learn(chunks, config.tokens.size)
+        tokens = TOKENS[kind].learn(chunks, config.tokens.size)
         about: dict[str, Any] = {
             part: texts.write_corpus(folder / f"{part}.ids", pieces, tokens, reader) for part, pieces in parts.items()
         }
@@ -109,10 +113,7 @@ class Language(Task):
         known = self.about.get("vectors")
         if known is None:
             return []
-        share = known["covered"] / max(1, known["words"])
-        return [
-            f"{share:.1%} of the {known['words']:,} words of the vocabulary have a vector in {self.config.embed.vectors}"
-        ]
+        return [coverage(known, self.config.embed)]
 
     def held(self, share: float) -> list[nn.Parameter]:
         embed = self.config.embed
@@ -137,6 +138,7 @@ class Language(Task):
         if not config.cell.name.startswith(GATED) or config.optimizer.name not in ("adam", "adamw"):
             del chosen["optimizer"]  # cells without gates, and other optimizers, want their own rate
         chosen["embed"] = {"size": self.about.get("vectors", {}).get("size", FEATURES)}
+        chosen["tokens"] = {"kind": self.tokens.kind}
         return configuration.settled(config, chosen)
 
     def build(self, config: Config) -> None:
@@ -159,10 +161,7 @@ class Language(Task):
             **configuration.options(CELLS[cell.name], given, "cell"),
         )
         if "vectors" in self.about:
-            with np.load(self._data() / "vectors.npz", allow_pickle=False) as taken, torch.no_grad():  # type: ignore[misc]
-                cast(nn.Embedding, self.model.embedding).weight[torch.from_numpy(taken["ids"])] = torch.from_numpy(
-                    taken["values"]
-                )
+            put_vectors(self._data(), cast(nn.Embedding, self.model.embedding).weight)  # type: ignore[misc]
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         return self._stream().batches(start)
@@ -189,11 +188,11 @@ class Language(Task):
         """The surprise of each target `[...]` in nats, under scores `[..., vocabulary]`."""
         return F.cross_entropy(scores.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
-    def validate(self) -> float:
+    def validate(self) -> Validation:
         """Nats a token on (at most the first 500,000 tokens of) the validation text, read by 16 readers side by side, each
         warmed up on the 256 tokens before its share."""
         nats, count = surprise(self.model, _head(self.corpora["valid"], 500_000), readers=16, warmup=256)
-        return nats / count
+        return Validation(nats / count, nats / count)
 
     def evaluate(self, data: Sequence[Path] | None = None) -> dict[str, Any]:
         """Scores of files, or of the test text of this run, or of its validation text.
@@ -216,6 +215,8 @@ class Language(Task):
         return {
             "task": self.name,
             "data": what,
+            "headline": "bits_per_character",
+            "higher_is_better": False,
             "scores": {
                 "bits_per_character": bits(nats) / characters,
                 "bits_per_token": bits(nats) / count,
@@ -258,6 +259,30 @@ class Language(Task):
         """
         return Snapshot(self.model)
 
+    def lines(self, report: dict[str, Any]) -> list[str]:
+        scores, floors = report["scores"], report["floors"]
+        return [
+            f"{report['data']}: {report['n']:,} tokens, {report['characters']:,} characters; context: {report['context']}",
+            f"  bits per character   {scores['bits_per_character']:.3f}",
+            f"  nats per token       {scores['nats_per_token']:.4f}   (tokens: {report['tokens']})",
+            f"  token perplexity     {scores['token_perplexity']:.3f}",
+            *(f"  floor: {name:<18} {value:.3f} bits per character" for name, value in floors.items()),
+        ]
+
+    def answers(self, source: Path | Iterable[str], best: int = 5) -> Iterator[dict[str, Any] | DataError]:
+        with _opened(source) if isinstance(source, Path) else nullcontext(source) as lines:
+            for line in lines:
+                text = line.rstrip("\r\n")
+                guesses = [{"token": token, "probability": p} for token, p in self.predict(text, best)]
+                yield {"text": text, "next": guesses}
+
+    def shown(self, answer: dict[str, Any]) -> str:
+        return "  ".join(f"{guess['token']} {guess['probability']:.3f}" for guess in answer["next"])
+
+    @classmethod
+    def survey(cls, config: Config, sources: Sources) -> dict[str, Any]:
+        return survey(sources.train, config.data.valid_share)
+
     def predict(self, data: str, best: int = 5) -> list[tuple[str, float]]:
         """The `best` most likely next tokens after the text, each with its probability."""
         scores, _ = self._read(Snapshot(self.model), data)
@@ -294,6 +319,27 @@ class Language(Task):
         return scores[:, -1], state
 
 
+def _opened(path: Path) -> Any:
+    try:
+        return path.open(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; wanted a text file, or - for standard input") from None
+
+
+def _kind(config: Config) -> str:
+    """The kind of tokens. Raises UsageError where the config asks for what a text that is written has not."""
+    if config.tokens.lower:
+        raise UsageError("tokens.lower would lose the capitals of the texts to be written; leave it out")
+    odd = [
+        key
+        for key in ("text", "label", "separator", "longest", "folds", "fold")
+        if getattr(config.data, key) is not None
+    ]
+    if odd:
+        raise UsageError(f"the language task reads texts as they are, and data.{odd[0]} was given; leave it out")
+    return "characters" if config.tokens.kind == "auto" else config.tokens.kind
+
+
 def _regime(
     hidden: int,
     *,
@@ -309,8 +355,7 @@ def _regime(
 
 
 def _take_vectors(config: Config, tokens: Tokens, folder: Path) -> dict[str, int]:
-    """Put the vectors of the words of the vocabulary beside the data, as they are written or in small letters: a resume does
-    not need their file. Raises UsageError and DataError."""
+    """Take the vectors of the words of the vocabulary. Raises UsageError and DataError."""
     embed = config.embed
     if not isinstance(tokens, Words) or embed.kind != "table" or embed.tied:
         raise UsageError(
@@ -319,19 +364,7 @@ def _take_vectors(config: Config, tokens: Tokens, folder: Path) -> dict[str, int
         )
     written = {int(tokens.encode(piece)[0]): piece.strip() for piece in tokens.pieces}
     words = {id: text for id, text in written.items() if any(map(str.isalpha, text))}
-    found = vectors.load(str(embed.vectors), only={*words.values(), *(text.lower() for text in words.values())})
-    if embed.size not in ("auto", found.size):
-        raise UsageError(
-            f"the vectors in {embed.vectors} have {found.size} numbers, and embed.size was {embed.size}; leave it out"
-        )
-    known = {
-        id: text if text in found else text.lower()
-        for id, text in words.items()
-        if text in found or text.lower() in found
-    }
-    values = np.stack([found[text] for text in known.values()]) if known else np.empty((0, found.size), np.float32)
-    np.savez(folder / "vectors.npz", ids=np.array(list(known), np.int64), values=values)
-    return {"size": found.size, "words": len(words), "covered": len(known)}
+    return take_vectors(embed, words, folder)
 
 
 def _parts(sources: Sources, share: float, reader: texts.Reader) -> dict[str, list[texts.Slice]]:

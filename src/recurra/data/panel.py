@@ -1,0 +1,726 @@
+"""Tables of numbers in time -> series on a regular grid: what a forecast is made from."""
+
+import csv
+import io
+import re
+import zipfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice, pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from recurra.data import times
+from recurra.data.read import OPEN, blocks, characters, shown, sources
+from recurra.data.times import Frequency, Reader
+from recurra.errors import DataError, UsageError
+
+SEPARATORS = (",", ";", "\t", "|")
+MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
+IDS = ("unique_id", "item_id", "series_id", "series", "id", "item", "ts_id")
+TIMES = ("ds", "date", "datetime", "timestamp", "time", "day", "month", "year", "step", "t", "index")
+TARGETS = ("y", "value", "target")
+ARRAYS = (".npy", ".npz")
+HEAD = 200  # rows from which the columns are understood
+MOST_FILLED = 0.5  # of the steps of a panel that may be made up
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are what, by their names; what is not given is guessed, and said.
+
+    id         the name of a row's series; a file without it holds one series
+    time       when the row was; `rows` for no column: the rows are steps as they come
+    target     what is to be forecast; several are the variables of one series
+    known      numbers that are known ahead, such as holidays and prices
+    static     numbers that stay the same within a series
+    univariate each target is a series of its own, of one variable
+    dates      how times are written, as in strptime; `steps`: they are plain whole numbers
+    frequency  the step of the grid: 15min, 1h, 1d, 1w, 1mo, 1q, 1y, 1b (Monday to Friday), 1step
+    """
+
+    id: str | None = None
+    time: str | None = None
+    target: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
+    univariate: bool = False
+    dates: str | None = None
+    frequency: str | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Series on a regular grid, one after another: series k is `values[bounds[k]:bounds[k + 1]]`.
+
+    names      of the series
+    variables  what each step holds
+    values     float32 `[total, variables]`; what was missing is filled: linear inside, with the nearest at the edges
+    seen       bool `[total, variables]`: what was there; a forecast is scored on nothing else
+    bounds     int64 `[series + 1]`
+    starts     int64 `[series]`: the time of each first step, in units of the frequency
+    frequency  the step of the grid
+    known      float32 `[total, covariates]`: what is known ahead; steps without a value at the end of a series are its future
+    known_names
+    static     float32 `[series, covariates]`
+    static_names
+    notes      how the files were understood and what was filled, in words
+    """
+
+    names: list[str]
+    variables: list[str]
+    values: np.ndarray
+    seen: np.ndarray
+    bounds: np.ndarray
+    starts: np.ndarray
+    frequency: Frequency
+    known: np.ndarray
+    known_names: list[str]
+    static: np.ndarray
+    static_names: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps of each series up to its last value, int64 `[series]`."""
+        last = np.where(self.seen.any(1), np.arange(len(self.seen)), -1)
+        return np.maximum.reduceat(last, self.bounds[:-1]) + 1 - self.bounds[:-1]
+
+    def stamp(self, series: int, step: int) -> str:
+        """The time of a step of a series, as it is written: a whole number, a date, or date and time."""
+        return times.stamp(self.frequency, int(self.starts[series]) + step * self.frequency.length)
+
+    def extended(self, steps: int) -> "Panel":
+        """The same with each series ended `steps` after its last value. Raises DataError where covariates that are said to be
+        known are not known so far."""
+        lengths, parts = self.lengths, []
+        for k, length in enumerate(lengths):
+            begin, end = int(self.bounds[k]), int(self.bounds[k + 1])
+            if self.known_names and end - begin - length < steps:
+                raise DataError(
+                    f"the series {shown(self.names[k])} has {', '.join(self.known_names)} for {end - begin - length} steps after "
+                    f"its last value, wanted {steps}: add rows that have them and no value of {', '.join(self.variables)}"
+                )
+            parts.append(np.minimum(np.arange(begin, begin + length + steps), end - 1))
+        rows = np.concatenate(parts)
+        future = np.concatenate([np.arange(length + steps) >= length for length in lengths])
+        seen = self.seen[rows] & ~future[:, None]
+        bounds = np.cumsum([0, *(lengths + steps)])
+        return replace(self, values=self.values[rows], seen=seen, known=self.known[rows], bounds=bounds)
+
+
+class _Table(NamedTuple):
+    """The rows of some files, sorted by series and time: `[rows]` and `[rows, columns]` arrays, and where each row was read."""
+
+    names: list[str]
+    codes: np.ndarray
+    times: np.ndarray
+    dated: bool
+    values: np.ndarray  # float64, NaN where missing; targets, then known, then static
+    files: list[Path]
+    places: np.ndarray  # [rows, 2]: number of the file, line
+
+    def place(self, row: int) -> str:
+        file, line = self.places[row]
+        return f"{shown(self.files[file])}:{line}"
+
+
+class _Roles(NamedTuple):
+    """The places of the columns, how times are read, and what is to be said of how all that was found."""
+
+    id: int | None
+    time: int | None
+    target: list[str]
+    known: list[str]
+    static: list[str]
+    numbers: list[int]  # the places of target, known and static
+    reader: Reader | None
+    notes: list[str]
+
+
+def panel(paths: Sequence[Path | str], columns: Columns = Columns(), frequency: Frequency | None = None) -> Panel:
+    """The series of CSV, TSV, Parquet and NumPy files (also .gz, .xz) with the same columns.
+
+    Long: a column names the series, one the time, and others the values (`unique_id, ds, y`). Wide: a column for the time, if
+    any, and one for each variable. Rows may come in any order. `.npy`: `[steps, variables]`, one series; `.npz`: the same as
+    `values`, with `bounds` `[series + 1]` where each series begins and ends. `frequency` overrules the guess and `columns.frequency`.
+
+    Raises DataError with file and line for what is no number, no time, infinite, there twice, or too irregular to be put on
+    a grid; UsageError for columns that do not exist.
+    """
+    files = sources(paths)
+    if _kind(files[0]) in ARRAYS:
+        return _of_arrays(files, columns)
+    header, first = _opened(files[0])
+    head = list(islice(first, HEAD))
+    if not head:
+        raise DataError(f"{shown(files[0])} has no row under its names; give a table with rows")
+    roles = _roles(files[0], header, [cells for _, cells in head], columns)
+    table = _table(files, header, chain(head, first), roles)
+    if frequency is None and columns.frequency is not None:
+        frequency = times.given(columns.frequency, table.dated)
+    return _gridded(table, roles, columns.univariate, frequency)
+
+
+def joined(parts: Sequence[Panel]) -> tuple[Panel, np.ndarray]:
+    """Panels of the same columns as one, and where each begins in each series: int64 `[series, parts]`.
+
+    A series of a later part continues the one of the same name before it if it begins after its end and the gap between them
+    is not longer than itself; what repeats the values before it counts as before. Otherwise it is a series of its own, of
+    the same name. Raises DataError where columns or frequencies differ.
+    """
+    first, newest = parts[0], dict[str, int]()
+    chains: list[_Chain] = []
+    cuts: list[list[int]] = []
+    for number, part in enumerate(parts):
+        _refuse_other(first, part)
+        for cut, one in zip(cuts, chains, strict=True):
+            cut.append(len(one.values))
+        for piece in _chains(part, whole=number == len(parts) - 1):
+            name = piece.name
+            at = newest.get(name)
+            longer = None if at is None else _continued(chains[at], piece, first.frequency.length)
+            if at is not None and longer is not None:
+                chains[at] = longer
+            else:
+                newest[name] = len(chains)
+                chains.append(piece)
+                cuts.append([0] * (number + 1))
+    panel = _assembled(
+        [one.name for one in chains], first.variables, [one.values for one in chains], [one.start for one in chains],
+        first.frequency, [one.known for one in chains], first.known_names,
+        np.stack([one.static for one in chains]), first.static_names, list(first.notes),
+    )  # fmt: skip
+    return panel, np.array(cuts, np.int64)
+
+
+def season(panel: Panel, until: Sequence[int] | np.ndarray) -> tuple[int, str]:
+    """The number of steps after which the series repeat, and how it was found, in words.
+
+    From the frequency where times are dates (`times.season_of`). For plain steps: the first lag at which the mean
+    autocorrelation of the differenced series (of their first `until` steps) has a peak of at least 0.8 of its highest, if
+    that is above 0.2; else 1.
+    """
+    known = times.season_of(panel.frequency)
+    if known:
+        return known, f"the season is {known} steps, as one step is {panel.frequency}"
+    lag = _repetition(panel, until)
+    if lag == 1:
+        return 1, "no season was found: seasonal naive is the last value (task.season says one)"
+    return lag, f"the season is {lag} steps, by the first high peak of the autocorrelation (task.season says another)"
+
+
+def calendar(panel: Panel) -> tuple[np.ndarray, list[str]]:
+    """What a calendar says of each step, `times.waves`: float32 `[total, features]`, and names. Raises UsageError where times
+    are no dates."""
+    if panel.frequency.unit == "step":
+        raise UsageError("task.calendar wants dates, and the times are plain numbers; leave it out")
+    sizes = np.diff(panel.bounds)
+    steps = np.arange(int(panel.bounds[-1])) - np.repeat(panel.bounds[:-1], sizes)
+    return times.waves(panel.frequency, np.repeat(panel.starts, sizes) + steps * panel.frequency.length)
+
+
+# Reading
+
+
+def _opened(file: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The names of the columns of a file, and its rows with their lines. A file without names has 1, 2 and so on."""
+    kind = _kind(file)
+    if kind in (".parquet", ".pq"):
+        return _parquet(file)
+    if kind not in (".csv", ".tsv", ".txt"):
+        raise DataError(f"{shown(file)} is no table that is read here: wanted .csv, .tsv, .parquet, .npy or .npz (also .gz, .xz)")
+    rows = _cells(file)
+    number, header = next(rows, (0, []))
+    if not header:
+        raise DataError(f"{shown(file)} has no line of names; give a table")
+    if all(cell.strip() and _number(cell) is not None for cell in header):
+        return [str(place) for place in range(1, len(header) + 1)], chain([(number, header)], rows)
+    names = [cell.strip() for cell in header]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{shown(file)}:{number} names the column {twice!r} twice; give each its own name")
+    return names, rows
+
+
+def _cells(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines of a table of text as cells, each with the line where it ends; blank lines are passed over."""
+    lines = _lines(file)
+    first = next(lines, "")
+    separator = max(SEPARATORS, key=first.count)
+    reader = csv.reader(chain([first], lines), delimiter=separator, strict=True)
+    width = None
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise DataError(
+                f"{shown(file)}:{reader.line_num} is no line of a table ({error}); mend its quotes"
+            ) from None
+        if cells is None:
+            return
+        if not any(cells) and len(cells) <= 1:
+            continue
+        width = width or len(cells)
+        if len(cells) != width:
+            raise DataError(
+                f"{shown(file)}:{reader.line_num} has {len(cells)} cells, and the first line has {width}; mend it"
+            )
+        yield reader.line_num, cells
+
+
+def _lines(file: Path) -> Iterator[str]:
+    rest = ""
+    for text in characters(file):
+        *whole, rest = (rest + text).split("\n")
+        yield from (line + "\n" for line in whole)
+    if rest:
+        yield rest
+
+
+def _parquet(file: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    import polars
+
+    try:
+        frame = polars.read_parquet(io.BytesIO(b"".join(blocks(file))))
+    except polars.exceptions.PolarsError as error:
+        raise DataError(f"{shown(file)} is no Parquet file that can be read ({error}); write it again") from None
+    text = lambda cell: "" if cell is None else str(cell)  # noqa: E731
+    return frame.columns, ((number, [text(cell) for cell in row]) for number, row in enumerate(frame.iter_rows(), 1))
+
+
+def _number(cell: str) -> float | None:
+    """NaN where it is missing, None where it is no number."""
+    try:
+        return float(cell)
+    except ValueError:
+        return np.nan if cell.strip().lower() in MISSING else None
+
+
+def _kind(file: Path) -> str:
+    return Path(file.stem).suffix.lower() if file.suffix.lower() in OPEN else file.suffix.lower()
+
+
+def _of_arrays(files: list[Path], columns: Columns) -> Panel:
+    """The series of files of NumPy, named by their numbers from 1 on."""
+    if columns != Columns(frequency=columns.frequency):
+        raise UsageError(f"{shown(files[0])} is an array and has no named columns; leave task.id, task.time and the like out")
+    series = [part for file in files for part in _array(file)]
+    widths = {part.shape[1] for part in series}
+    if len(widths) > 1:
+        raise DataError(f"the files have series of {', '.join(map(str, sorted(widths)))} variables; give files of one kind")
+    names, nothing = [str(number) for number in range(1, len(series) + 1)], np.zeros((len(series), 0), np.float32)
+    variables = [str(number) for number in range(1, widths.pop() + 1)]
+    known = [np.zeros((len(part), 0)) for part in series]
+    step = times.UNITS["step"]
+    return _assembled(names, variables, series, [0] * len(series), step, known, [], nothing, [], ["arrays: steps count from 0"])
+
+
+def _array(file: Path) -> list[np.ndarray]:
+    if _kind(file) not in ARRAYS:
+        raise DataError(f"{shown(file)} is no array, and the files before it are; give files of one kind")
+    try:
+        found = np.load(io.BytesIO(b"".join(blocks(file))), allow_pickle=False)
+        values = found if isinstance(found, np.ndarray) else found["values"]
+        bounds = None if isinstance(found, np.ndarray) else found["bounds"]
+    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{shown(file)} is no .npy of [steps, variables] and no .npz of `values` and `bounds` ({error}); write it again"
+        ) from None
+    values = values[:, None] if values.ndim == 1 else values
+    if bounds is None:
+        bounds = np.array([0, len(values)])
+    if values.ndim != 2 or not values.size or values.dtype.kind not in "biuf":
+        raise DataError(f"{shown(file)} holds {values.dtype} of shape {values.shape}, wanted numbers [steps, variables]")
+    if bounds.ndim != 1 or bounds.dtype.kind not in "iu" or len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != len(values):
+        raise DataError(f"{shown(file)} has bounds that do not go from 0 to its {len(values)} steps; write them anew")
+    if (np.diff(bounds.astype(np.int64)) < 1).any():
+        raise DataError(f"{shown(file)} has a series without steps; leave it out")
+    if (np.abs(values.astype(np.float64)) > LARGEST).any():
+        raise DataError(f"{shown(file)} has an infinite number; put NaN for what is missing")
+    return [part.astype(np.float64) for part in np.split(values, bounds[1:-1])]
+
+
+# Understanding the columns
+
+
+def _roles(file: Path, header: list[str], head: list[list[str]], given: Columns) -> _Roles:
+    place = {name: at for at, name in enumerate(header)}
+    wanted = [name for name in (given.id, *given.target, *given.known, *given.static) if name is not None]
+    for name in [*wanted, *([given.time] if given.time not in (None, "rows") else [])]:
+        if name not in place:
+            raise UsageError(f"{shown(file)} has no column {name!r}; it has {_some(header)}")
+    id = given.id if given.id is not None else next((name for name in header if name.lower() in IDS), None)
+    time, reader, notes = _time(file, header, head, given, id)
+    free = [name for name in header if name not in (id, time, *given.known, *given.static)]
+    numeric = [name for name in free if all(_number(row[place[name]]) is not None for row in head)]
+    target = list(given.target)
+    if not target:
+        named = [name for name in numeric if name.lower() in TARGETS] if id is not None else []
+        target = named[:1] or numeric
+    if not target:
+        raise DataError(f"{shown(file)} has no column of numbers to forecast; it has {_some(header)}")
+    columns = [*target, *given.known, *given.static]
+    if twice := next((name for name in columns if columns.count(name) > 1 or name in (id, time)), None):
+        raise UsageError(f"the column {twice!r} was given two roles; give it one")
+    if given.univariate and (id is not None or given.known or given.static):
+        raise UsageError(
+            "task.univariate makes each column of a wide table a series; it takes no id, known or static columns"
+        )
+    notes += [f"series are named by the column {id!r}"] if id is not None else []
+    notes.append(f"to be forecast: {_some(target)}")
+    if left := [name for name in free if name not in target]:
+        notes.append(f"left out: {_some(left)} (task.target, task.known and task.static take columns in)")
+    return _Roles(
+        None if id is None else place[id], None if time is None else place[time],
+        target, list(given.known), list(given.static), [place[name] for name in columns], reader, notes,
+    )  # fmt: skip
+
+
+def _time(
+    file: Path, header: list[str], head: list[list[str]], given: Columns, id: str | None
+) -> tuple[str | None, Reader | None, list[str]]:
+    """The column of the time, how it is read, and that in words."""
+    if given.time == "rows":
+        return None, None, ["rows are steps, as they come"]
+    free = [name for name in header if name not in (id, *given.target, *given.known, *given.static)]
+    candidates = [name for name in free if name.lower() in TIMES]
+    candidates += [name for name in free if re.search("date|time", name.lower()) and name not in candidates]
+    candidates += [name for name in free if name not in candidates and not _numeric(head, header.index(name))]
+    candidates += [name for name in free[:1] if not name]  # a nameless first column, as data frames write their index
+    for name in [given.time] if given.time is not None else candidates:
+        reader = times.reader(name, [row[header.index(name)].strip() for row in head], given.dates)
+        if reader is not None:
+            return name, reader, [f"time is the column {name!r}, read as {reader.how}"]
+    if given.time is not None or given.dates is not None:
+        where = f"the column {given.time!r}" if given.time is not None else "any column"
+        raise DataError(
+            f"{shown(file)}: no times could be read in {where}; say how they are written, as in "
+            "task.dates='%d/%m/%Y %H:%M', or take task.time=rows, where every row is a step"
+        )
+    return None, None, ["no column of times was found: rows are steps, as they come"]
+
+
+def _numeric(head: list[list[str]], at: int) -> bool:
+    return all(_number(row[at]) is not None for row in head)
+
+
+# Rows
+
+
+def _table(files: list[Path], header: list[str], first: Iterable[tuple[int, list[str]]], roles: _Roles) -> _Table:
+    """All rows of all files, sorted by series and time."""
+    codes: dict[str, int] = {}
+    known: dict[str, int] = {}
+    whose, when, where, flat = array("q"), array("q"), array("q"), array("d")
+    for number, file in enumerate(files):
+        if number and roles.reader is None:
+            raise DataError(f"{shown(file)}: without times only one file can be read; join the files")
+        rows = _rows_like(file, files[0], header) if number else first
+        for step, (line, cells) in enumerate(rows):
+            name = "series" if roles.id is None else cells[roles.id].strip()
+            if not name:
+                raise DataError(f"{shown(file)}:{line} has an empty cell where the series is named; fill it in")
+            whose.append(codes.setdefault(name, len(codes)))
+            when.append(_when(file, line, cells, roles, known) if roles.reader is not None else step)
+            where.extend((number, line))
+            flat.extend(_values(file, line, cells, header, roles.numbers))
+    owners, moments = np.frombuffer(whose, np.int64), np.frombuffer(when, np.int64)
+    order = np.lexsort((moments, owners))
+    if roles.reader is None:  # each series counts its own rows
+        moments = _counted(owners, order)
+    values = np.frombuffer(flat, np.float64).reshape(len(owners), len(roles.numbers))
+    places = np.frombuffer(where, np.int64).reshape(-1, 2)
+    dated = roles.reader is not None and roles.reader.dated
+    return _Table(list(codes), owners[order], moments[order], dated, values[order], files, places[order])
+
+
+def _counted(owners: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The number of each row within its series."""
+    counted, sizes = np.empty(len(owners), np.int64), np.bincount(owners)
+    counted[order] = np.concatenate([np.arange(size) for size in sizes])
+    return counted
+
+
+def _rows_like(file: Path, first: Path, header: list[str]) -> Iterator[tuple[int, list[str]]]:
+    names, rows = _opened(file)
+    if names != header:
+        raise DataError(
+            f"{shown(file)} has the columns {_some(names)}, and {shown(first)} has {_some(header)}; give the same columns"
+        )
+    return rows
+
+
+def _when(file: Path, line: int, cells: list[str], roles: _Roles, known: dict[str, int]) -> int:
+    """The time of a row; many rows share one, so each is read once."""
+    assert roles.reader is not None and roles.time is not None
+    cell = cells[roles.time].strip()
+    time = known.get(cell)
+    if time is None:
+        try:
+            time = known[cell] = roles.reader.read(cell)
+            if abs(time) >= 2**62:
+                raise OverflowError
+        except (ValueError, OverflowError):
+            raise DataError(
+                f"{shown(file)}:{line}: {cell!r} is no time as other rows have it ({roles.reader.how}); mend it, or say how "
+                "times are written with task.dates"
+            ) from None
+    return time
+
+
+def _values(file: Path, line: int, cells: list[str], header: list[str], numbers: list[int]) -> list[float]:
+    try:
+        found = [float(cells[at]) for at in numbers]
+    except ValueError:
+        found = [_value(file, line, header[at], cells[at]) for at in numbers]
+    for value, at in zip(found, numbers, strict=True):
+        if abs(value) > LARGEST:
+            raise DataError(f"{shown(file)}:{line}: {header[at]!r} is {cells[at]!r}, too large; leave the cell empty")
+    return found
+
+
+def _value(file: Path, line: int, name: str, cell: str) -> float:
+    value = _number(cell)
+    if value is None:
+        comma = "; write a point and no comma" if re.fullmatch(r"-?\d+,\d+", cell.strip()) else ""
+        raise DataError(
+            f"{shown(file)}:{line}: {name!r} is {cell!r}, which is no number{comma}; a missing one is an empty cell or NaN"
+        )
+    return value
+
+
+# The grid
+
+
+def _gridded(table: _Table, roles: _Roles, univariate: bool, wanted: Frequency | None) -> Panel:
+    _refuse_twice(table)
+    frequency, moments = _on_units(table, wanted)
+    notes = [*roles.notes, f"one step is {frequency}" if table.dated else f"times go up in steps of {frequency}"]
+    edges = [0, *(np.flatnonzero(np.diff(table.codes)) + 1).tolist(), len(table.codes)]
+    spans = list(pairwise(edges))
+    places = [_places(table, moments, span, frequency) for span in spans]
+    parts, missing = [], []
+    for (begin, end), here in zip(spans, places, strict=True):
+        grid = np.full((int(here[-1]) + 1, table.values.shape[1]), np.nan)
+        grid[here] = table.values[begin:end]
+        parts.append(grid)
+        missing.append(len(grid) - len(here))
+    rows = len(table.codes)
+    if sum(missing) > MOST_FILLED * (rows + sum(missing)):
+        raise _too_irregular(table, 0, rows, rows + sum(missing), frequency)
+    if moved := _moved(moments, spans, places, frequency):
+        notes.append(f"{moved:,} of {rows:,} times were moved to the nearest step of the grid")
+    if sum(missing):
+        most = int(np.argmax(missing))
+        notes.append(
+            f"{sum(missing):,} steps were not there in {sum(map(bool, missing)):,} of {len(parts):,} series and are put in"
+            + (f" ({missing[most]:,} in {shown(table.names[most])!r})" if len(parts) > 1 else "")
+        )
+    first, last = len(roles.target), len(roles.target) + len(roles.known)
+    names, variables, static = table.names, roles.target, _static(table, roles, spans)
+    series, known = [part[:, :first] for part in parts], [part[:, first:last] for part in parts]
+    starts = [int(moments[begin]) for begin, _ in spans]
+    if univariate:
+        names, variables, static = list(roles.target), ["y"], np.zeros((first, 0), np.float32)
+        series, known, starts = [series[0][:, [at]] for at in range(first)], known * first, starts * first
+    return _assembled(names, variables, series, starts, frequency, known, roles.known, static, roles.static, notes)
+
+
+def _places(table: _Table, moments: np.ndarray, span: tuple[int, int], frequency: Frequency) -> np.ndarray:
+    """The steps of the rows of a series. Raises DataError where two fall on the same, or where they are too far apart."""
+    begin, end = span
+    places = np.rint((moments[begin:end] - moments[begin]) / frequency.length).astype(np.int64)
+    if (clash := np.flatnonzero(np.diff(places) == 0)).size:
+        at = begin + int(clash[0])
+        raise DataError(
+            f"{table.place(at)} and {table.place(at + 1)} fall on the same step of a grid of {frequency}; "
+            "say a shorter step with task.frequency, or take task.time=rows, where every row is a step"
+        )
+    if places[-1] >= 50 * len(places) + 10_000:
+        raise _too_irregular(table, begin, len(places), int(places[-1]) + 1, frequency)
+    return places
+
+
+def _moved(moments: np.ndarray, spans: list[tuple[int, int]], places: list[np.ndarray], frequency: Frequency) -> int:
+    """How many times do not lie on the grid of their series."""
+    pairs = zip(spans, places, strict=True)
+    return sum(int((moments[a:b] - moments[a] != here * frequency.length).sum()) for (a, b), here in pairs)
+
+
+def _assembled(
+    names: list[str], variables: list[str], series: list[np.ndarray], starts: list[int], frequency: Frequency,
+    known: list[np.ndarray], known_names: list[str], static: np.ndarray, static_names: list[str], notes: list[str],
+) -> Panel:  # fmt: skip
+    """The panel of series `[steps, variables]` with NaN where nothing is; leading steps without any value are cut off, and
+    what is missing is filled and said."""
+    heads = [_first_seen(name, part, variables) for name, part in zip(names, series, strict=True)]
+    series = [part[head:] for part, head in zip(series, heads, strict=True)]
+    begins = [start + head * frequency.length for start, head in zip(starts, heads, strict=True)]
+    seen = np.concatenate([~np.isnan(part) for part in series])
+    future = sum(len(part) - int(np.flatnonzero(~np.isnan(part).all(1))[-1]) - 1 for part in series)
+    said = list(notes)
+    if missing := int((~seen).sum()) - future * len(variables):
+        said.append(
+            f"{missing:,} of {seen.size:,} values were missing and are filled: linear inside, the nearest at the edges"
+        )
+    if future:
+        said.append(f"{future:,} steps at the ends of series have no value and are taken as their future")
+    return Panel(
+        names, variables,
+        np.concatenate([_filled(part, variables, name) for part, name in zip(series, names, strict=True)]), seen,
+        np.cumsum([0, *map(len, series)]), np.array(begins, np.int64), frequency,
+        np.concatenate([_filled(p[h:], known_names, n) for p, h, n in zip(known, heads, names, strict=True)]), known_names,
+        static, static_names, said,
+    )  # fmt: skip
+
+
+def _first_seen(name: str, part: np.ndarray, variables: list[str]) -> int:
+    """The first step with a value. Raises DataError where a variable has none."""
+    seen = ~np.isnan(part)
+    if not seen.any(0).all():
+        empty = variables[int(np.argmin(seen.any(0)))]
+        raise DataError(f"the series {shown(name)!r} has no value of {shown(empty)!r} at all; leave one of them out")
+    return int(np.flatnonzero(seen.any(1))[0])
+
+
+def _filled(part: np.ndarray, columns: list[str], name: str) -> np.ndarray:
+    """`[steps, columns]` with NaN replaced: linear between the neighbours, the nearest at the edges."""
+    out, steps = np.empty(part.shape, np.float32), np.arange(len(part))
+    for at, column in enumerate(columns):
+        seen = ~np.isnan(part[:, at])
+        if not seen.any():
+            raise DataError(
+                f"the series {shown(name)!r} has no value of {shown(column)!r} at all; leave one of them out"
+            )
+        out[:, at] = part[:, at] if seen.all() else np.interp(steps, steps[seen], part[seen, at])
+    return out
+
+
+def _refuse_twice(table: _Table) -> None:
+    same = np.flatnonzero((np.diff(table.codes) == 0) & (np.diff(table.times) == 0))
+    if same.size:
+        at = int(same[0])
+        several = "; where there are several series, name the column that tells them apart with task.id"
+        raise DataError(
+            f"{table.place(at + 1)} has the same time as {table.place(at)}; leave one of them out"
+            + (several if len(table.names) == 1 else "")
+        )
+
+
+def _on_units(table: _Table, wanted: Frequency | None) -> tuple[Frequency, np.ndarray]:
+    """The frequency, and the times in its units."""
+    inside = np.diff(table.codes) == 0
+    if wanted is None and not inside.any():
+        wanted = times.UNITS["d" if table.dated else "step"]
+    frequency = wanted or times.guessed(table.times, np.diff(table.times)[inside], table.dated)
+    if (frequency.unit == "step") == table.dated:
+        raise DataError(
+            f"times are {'dates' if table.dated else 'plain numbers'} here, and one step was {frequency} before; "
+            "give times of the same kind, or say how they are written with task.dates"
+        )
+    return frequency, times.in_units(table.times, frequency) if table.dated else table.times
+
+
+def _too_irregular(table: _Table, row: int, rows: int, steps: int, frequency: Frequency) -> DataError:
+    return DataError(
+        f"{table.place(row)}: the rows from here on stand on {rows:,} of {steps:,} steps of a grid of {frequency}, too few to "
+        "fill the rest; say a longer step with task.frequency, or take task.time=rows, where every row is a step"
+    )
+
+
+def _static(table: _Table, roles: _Roles, spans: list[tuple[int, int]]) -> np.ndarray:
+    """The static covariates `[series, covariates]`. Raises DataError where one changes or is missing."""
+    first = len(roles.target) + len(roles.known)
+    out = np.empty((len(spans), len(roles.static)), np.float32)
+    for k, (begin, end) in enumerate(spans):
+        for at, name in enumerate(roles.static):
+            column = table.values[begin:end, first + at]
+            odd = np.flatnonzero(~(column == column[0]))
+            if odd.size:
+                raise DataError(
+                    f"{table.place(begin + int(odd[0]))}: {name!r} is {column[odd[0]]:g}, and the series begins with "
+                    f"{column[0]:g}; a static column has one number in all rows of a series"
+                )
+            out[k, at] = column[0]
+    return out
+
+
+# Joining
+
+
+class _Chain(NamedTuple):
+    """A series as far as it is known: `[steps, ...]` arrays with NaN where nothing is."""
+
+    name: str
+    start: int
+    values: np.ndarray
+    known: np.ndarray
+    static: np.ndarray
+
+
+def _chains(panel: Panel, whole: bool) -> Iterator[_Chain]:
+    """The series of a panel; their futures are left out unless `whole`."""
+    ends = panel.bounds[1:] if whole else panel.bounds[:-1] + panel.lengths
+    for k, (begin, end) in enumerate(zip(panel.bounds[:-1], ends, strict=True)):
+        values = np.where(panel.seen[begin:end], panel.values[begin:end], np.nan)
+        yield _Chain(panel.names[k], int(panel.starts[k]), values, panel.known[begin:end], panel.static[k])
+
+
+def _continued(before: _Chain, after: _Chain, length: int) -> _Chain | None:
+    """`before` with `after` behind it; None where that is another series."""
+    at, odd = divmod(after.start - before.start, length)
+    gap = at - len(before.values)
+    if odd or at < 0 or gap > len(after.values):
+        return None
+    again = max(0, -gap)  # steps that both have
+    if again >= len(after.values) or not np.array_equal(before.values[at:], after.values[:again], equal_nan=True):
+        return None
+    nothing = lambda like: np.full((max(0, gap), like.shape[1]), np.nan)  # noqa: E731
+    values = np.concatenate([before.values, nothing(after.values), after.values[again:]])
+    known = np.concatenate([before.known, nothing(after.known), after.known[again:]])
+    return before._replace(values=values, known=known)
+
+
+def _refuse_other(first: Panel, part: Panel) -> None:
+    for what in ("variables", "known_names", "static_names", "frequency"):
+        if getattr(first, what) != getattr(part, what):
+            raise DataError(
+                f"the files of one part have the {what.replace('_names', ' covariates')} {getattr(part, what)}, those before "
+                f"{getattr(first, what)}; give files with the same columns and frequency"
+            )
+
+
+# Seasons
+
+
+def _repetition(panel: Panel, until: Sequence[int] | np.ndarray) -> int:
+    """The lag of the first high peak of the mean autocorrelation of (at most 200 of) the series, differenced."""
+    found = []
+    longest = max(2, min(400, int(np.median(np.asarray(until))) // 3))
+    for k in np.unique(np.linspace(0, len(panel) - 1, 200).astype(int)):
+        steps = np.diff(panel.values[panel.bounds[k] : panel.bounds[k] + int(until[k])], axis=0)
+        for column in steps.T.astype(np.float64):
+            centred = column[-5_000:] - column[-5_000:].mean()
+            power = np.abs(np.fft.rfft(centred, 2 * len(centred))) ** 2
+            correlation = np.fft.irfft(power)[: longest + 1]
+            if len(correlation) > longest and correlation[0] > 0:
+                found.append(correlation / correlation[0])
+    if not found or longest < 3:
+        return 1
+    mean = np.mean(found, axis=0)
+    inner = mean[2:-1]
+    peaks = np.flatnonzero((inner > mean[1:-2]) & (inner >= mean[3:])) + 2
+    high = peaks[mean[peaks] >= max(0.2, 0.8 * mean[peaks].max(initial=0.0))]
+    return int(high[0]) if high.size else 1
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names[:8])) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")

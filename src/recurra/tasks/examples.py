@@ -1,0 +1,451 @@
+"""What the tasks on examples have in common: whole sequences, each with something to be said of it or of its steps."""
+
+import json
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recurra import config as configuration
+from recurra import storage
+from recurra.cells import CELLS
+from recurra.config import Config
+from recurra.data import read, split
+from recurra.data.batch import Batch
+from recurra.data.examples import Examples
+from recurra.data.feed import Buckets, Ragged
+from recurra.data.synthetic import synthetic
+from recurra.errors import DamagedError, DataError, UsageError
+from recurra.models import Encoder, Spelled, Table, encoder_layers
+from recurra.regularize import weight_drop
+from recurra.tasks.base import Sources, Task, Validation
+from recurra.tasks.inputs import FEATURES, Encoded, Inputs
+from recurra.tasks.pretrained import coverage, put_vectors, take_vectors
+
+PARTS = ("train", "valid", "test")
+SCORED_AT_ONCE = 128  # rows
+
+
+class Part(NamedTuple):
+    """Some examples, and the same as numbers."""
+
+    examples: Examples
+    inputs: Encoded
+    targets: Any
+
+
+class OnExamples(Task):
+    """A task whose data are examples that do not go on from one another: each batch has whole sequences of about the same
+    length, and no state is carried.
+
+    A task says how its files are read (`read_files`), what is learnt of the targets (`learn`), how they become numbers
+    (`encode_targets`), what the network looks like (`network`) and what it says of how well it does.
+    """
+
+    data_files = frozenset(
+        {"task.json", "tokenizer.json", "vectors.npz"} | {f"{part}.{end}" for part in PARTS for end in ("json", "npz")}
+    )
+    assets = frozenset({"task.json"})
+    Options: ClassVar[Callable[..., Any]]  # what [task] of the config may hold: a dataclass of keyword-only fields
+
+    def __init__(self, config: Config, inputs: Inputs, known: dict[str, Any], folder: Path | None = None) -> None:
+        self.config, self.inputs, self.known = config, inputs, known
+        self.options = options(type(self), config)
+        self._data: Callable[[], Path] | None = (lambda: folder) if folder is not None else None
+
+    # --- what a task says of itself ---------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def read_files(cls, config: Config, paths: Sequence[Path], wanted: bool, tolerant: bool) -> Examples:
+        """The examples of some files; their targets too where they are `wanted`. With `tolerant`, what cannot be read is noted in
+        `problems` and left out."""
+
+    @classmethod
+    @abstractmethod
+    def learn(cls, config: Config, train: Examples) -> dict[str, Any]:
+        """What is learnt of the targets (labels, scales), for JSON. Raises DataError where nothing can be learnt from them."""
+
+    @classmethod
+    @abstractmethod
+    def strata(cls, examples: Examples) -> list[Hashable]:
+        """For each example what is to be spread evenly over training and validation."""
+
+    @abstractmethod
+    def encode_targets(self, examples: Examples) -> Any:
+        """The targets as arrays. Raises DataError with the place of one that was not there in training."""
+
+    @abstractmethod
+    def targets(self, encoded: Any, rows: np.ndarray) -> Any:
+        """The targets of a batch as tensors."""
+
+    @abstractmethod
+    def network(self, config: Config, encoder: Encoder) -> nn.Module:
+        """The model around an encoder."""
+
+    @abstractmethod
+    def judge(self, part: Part) -> Validation:
+        """How the model does on a part."""
+
+    @abstractmethod
+    def report(self, part: Part, train: Part | None) -> dict[str, Any]:
+        """The scores on a part, with floors learnt from `train` where it is there."""
+
+    @abstractmethod
+    def answer(self, examples: Examples, best: int) -> Iterator[dict[str, Any]]:
+        """What the model says of each example, ready for JSON."""
+
+    @classmethod
+    @abstractmethod
+    def line(cls, text: str, place: str) -> Examples:
+        """The one example that a line of input stands for. Raises DataError."""
+
+    # --- the doors --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def prepare(cls, config: Config, sources: Sources, folder: Path) -> Self:
+        options(cls, config)
+        parts = cls._parts(config, sources)
+        train = parts["train"]
+        known = cls.learn(config, train)
+        inputs = Inputs.learn(config, train, letters=bool(getattr(options(cls, config), "letters", False)))
+        known["notes"] = train.notes
+        known["channels"] = train.channels
+        if config.embed.vectors is not None:
+            known["vectors"] = take_vectors(config.embed, inputs.vocabulary(), folder)
+        for name, examples in parts.items():
+            _write(folder, name, examples)
+        _save(folder, inputs, known)
+        return cls(config, inputs, known, folder)
+
+    @classmethod
+    def reopen(cls, config: Config, folder: Path) -> Self:
+        return cls(config, *_load(folder), folder)
+
+    @classmethod
+    def restore(cls, config: Config, folder: Path) -> Self:
+        return cls(config, *_load(folder))
+
+    def attach(self, data: Callable[[], Path]) -> None:
+        self._data = data
+        vars(self).pop("parts", None)
+
+    def write_assets(self, folder: Path) -> None:
+        _save(folder, self.inputs, self.known)
+
+    @classmethod
+    def _parts(cls, config: Config, sources: Sources) -> dict[str, Examples]:
+        """The examples of each part: those of a fold, where one is asked for, else those that files say, else a share."""
+        data, seed = config.data, config.train.seed
+        train = cls._read(config, sources.train, "train")
+        if data.fold is not None:
+            if sources.test or data.folds is None or data.fold > data.folds:
+                raise UsageError(
+                    "data.fold counts from 1 to data.folds, and takes its test data from the whole; no --test"
+                )
+            held = split.folds(cls.strata(train), data.folds, seed)[data.fold - 1]
+            test, train = train.take(held), train.take(np.setdiff1d(np.arange(len(train)), held))
+            parts = {"test": test}
+        else:
+            parts = {"test": cls._read(config, sources.test, "test")} if sources.test else {}
+        if sources.valid:
+            return {"train": train, "valid": cls._read(config, sources.valid, "valid"), **parts}
+        if read.is_synthetic(sources.train[0]):
+            name = read.synthetic_name(sources.train[0])
+            return {part: parts.get(part) or synthetic(name, part, None, seed) for part in PARTS} | {"train": train}
+        kept, held = split.held_back(cls.strata(train), data.valid_share, seed)
+        return {"train": train.take(kept), "valid": train.take(held), **parts}
+
+    @classmethod
+    def _read(
+        cls, config: Config, paths: Sequence[Path], part: str, wanted: bool = True, tolerant: bool = False
+    ) -> Examples:
+        if read.is_synthetic(paths[0]):
+            return synthetic(read.synthetic_name(paths[0]), cast(Any, part), None, config.train.seed)
+        return cls.read_files(config, paths, wanted, tolerant)
+
+    # --- the data ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        """What is at hand of the data of this run."""
+        if self._data is None:
+            return {}
+        folder = self._data()
+        return {name: self.part(_read_part(folder, name)) for name in PARTS if (folder / f"{name}.json").exists()}
+
+    def part(self, examples: Examples) -> Part:
+        """Examples with their targets as numbers."""
+        return Part(examples, self.inputs.encode(examples, self.config.data.longest), self.encode_targets(examples))
+
+    def notes(self) -> list[str]:
+        train = self.parts["train"]
+        notes = [*self.known["notes"]]
+        counts = ", ".join(f"{len(part.examples):,} {name}" for name, part in self.parts.items())
+        lengths = train.inputs.steps.lengths
+        notes.append(
+            f"examples: {counts}; steps: {int(np.median(lengths))} (median) to {int(lengths.max(initial=0))}; "
+            f"padding {self._buckets().padding():.1%}"
+        )
+        longest = self.config.data.longest
+        if longest is not None:
+            cut = sum(_length(self.inputs, one) > longest for one in train.examples.inputs)
+            notes.append(f"{cut:,} of {len(lengths):,} sequences are cut after {longest} steps (data.longest)")
+        if "vectors" in self.known:
+            notes.append(coverage(self.known["vectors"], self.config.embed))
+        return notes
+
+    def held(self, share: float) -> list[nn.Parameter]:
+        embed = self.config.embed
+        return (
+            [cast(nn.Parameter, self._table().learnt.weight)]
+            if embed.vectors is not None and share < embed.frozen
+            else []
+        )
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        for step, rows in self._buckets().batches(start):
+            yield self.batch(self.parts["train"], rows, step)
+
+    def batch(self, part: Part, rows: np.ndarray, step: int = 0) -> Batch:
+        """Those rows of a part."""
+        inputs, lengths = part.inputs.padded(rows)
+        fresh = torch.ones(len(rows), dtype=torch.bool)
+        targets = self.targets(part.targets, rows)
+        return Batch(inputs, targets, lengths, self.weight(targets, lengths), fresh, step)
+
+    def weight(self, targets: Any, lengths: Tensor) -> float:
+        """How many targets a batch has."""
+        return float(len(lengths))
+
+    def steps_per_epoch(self) -> int:
+        return self._buckets().epoch_steps()
+
+    def _buckets(self) -> Buckets:
+        train = self.config.train
+        return Buckets(
+            self.parts["train"].inputs.steps.lengths, int(train.rows) if train.rows != "auto" else 32, train.seed
+        )
+
+    # --- the model --------------------------------------------------------------------------------------------------
+
+    def settle(self, config: Config, passes: float | None = None) -> Config:
+        chosen = self.regime()
+        chosen["embed"] = {"size": self.known.get("vectors", {}).get("size", FEATURES)}
+        kind = getattr(self.inputs.tokens, "kind", "words")
+        chosen["tokens"] = {"kind": kind if self.inputs.kind != "series" else "auto"}
+        return configuration.settled(config, chosen)
+
+    def regime(self) -> dict[str, dict[str, Any]]:
+        """What `auto` stands for, by section. The numbers come from the runs in benchmarks/QUALITY.md."""
+        noise = (
+            {"input_dropout": 0.3, "dropout": 0.5}
+            if self.inputs.kind != "series"
+            else {"input_dropout": 0.0, "dropout": 0.3}
+        )
+        return {
+            "model": {"hidden": 128, "recurrent_dropout": 0.0, **noise},
+            "optimizer": {"rate": 2e-3},
+            "train": {"rows": 32},
+        }
+
+    def build(self, config: Config) -> None:
+        self.config = config
+        self.options = options(type(self), config)
+        model, embedding = config.model, self.inputs.embedding(config)
+        layers = encoder_layers(
+            config.cell.name,
+            embedding.embedding_dim,  # type: ignore[arg-type]
+            int(model.hidden),
+            model.layers,
+            bool(self.options.bidirectional),
+            model.init,
+            **configuration.options(_cell(config.cell.name), config.cell.model_extra or {}, "cell"),
+        )
+        for layer in layers if float(model.recurrent_dropout) else ():
+            weight_drop(layer, float(model.recurrent_dropout))
+        encoder = Encoder(embedding, layers, float(model.input_dropout), float(model.dropout))
+        self.model = self.network(config, encoder)
+        if "vectors" in self.known and self._data is not None:
+            table = self._table()
+            put_vectors(self._data(), table.learnt.weight, cast(Tensor, table.fixed))
+
+    def _table(self) -> Table:
+        embedding = cast(Any, self.model).encoder.embedding
+        return embedding.table if isinstance(embedding, Spelled) else embedding
+
+    def outputs(self, inputs: Encoded) -> Iterator[tuple[np.ndarray, Any, Tensor]]:
+        """What the model puts out, without noise, batch by batch: (rows, output, lengths), rows of like length together."""
+        order, device = np.argsort(inputs.steps.lengths, kind="stable"), next(self.model.parameters()).device
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                for at in range(0, len(order), SCORED_AT_ONCE):
+                    rows = order[at : at + SCORED_AT_ONCE]
+                    xs, lengths = inputs.padded(rows)
+                    xs = tuple(x.to(device) for x in xs) if isinstance(xs, tuple) else xs.to(device)
+                    yield rows, self.model(xs, lengths.to(device)), lengths
+        finally:
+            self.model.train(was_training)
+
+    def validate(self) -> Validation:
+        return self.judge(self.parts["valid"])
+
+    # --- use --------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, data: Sequence[Path] | None = None) -> dict[str, Any]:
+        began = time.monotonic()
+        if data is None:
+            name = "test" if "test" in self.parts else "valid"
+            part = self.parts[name]
+        else:
+            paths = read.sources(data)
+            part = self.part(self._read(self.config, paths, "test"))
+            name = ", ".join(read.shown(path.name) for path in paths[:5])
+        report = self.report(part, self.parts.get("train"))
+        return {
+            "task": self.name,
+            "data": name,
+            **report,
+            "n": len(part.examples),
+            "seconds": round(time.monotonic() - began, 3),
+        }
+
+    def predict(self, data: Any) -> Any:
+        """What the model says of one example: a text, a list of words, or numbers [time, channels]."""
+        kind = self.inputs.kind
+        if kind == "series":
+            data = np.asarray(data, np.float32)
+            if data.ndim == 1:
+                data = data[:, None]
+            if data.ndim != 2 or not np.isfinite(data).all():
+                raise DataError(
+                    f"an example was given as an array of shape {data.shape}, wanted finite [time, channels]"
+                )
+        elif kind == "words" and isinstance(data, str):
+            data = data.split()
+        return next(self.answer(Examples(kind, [data], None, None, ["the example"]), best=5))
+
+    def answers(self, source: Path | Iterable[str], best: int = 5) -> Iterator[dict[str, Any] | DataError]:
+        if isinstance(source, Path):
+            if not _is_plain(source):
+                examples = self._read(self.config, read.sources([source]), "test", wanted=False, tolerant=True)
+                yield from self.answer(examples, best)
+                yield from map(DataError, examples.problems)
+                return
+            source = "".join(read.characters(source)).splitlines()
+        for number, text in enumerate(source, 1):
+            try:
+                example = self.line(text.rstrip("\r\n"), f"line {number}")
+                if example.kind != self.inputs.kind:
+                    raise DataError(
+                        f"line {number} is {example.kind}, and the network was trained on {self.inputs.kind}"
+                    )
+                yield from self.answer(example, best)
+            except DataError as error:
+                yield error
+
+
+def options(task: type[OnExamples], config: Config) -> Any:
+    """The options of the task. Raises UsageError for one that it does not have."""
+    return task.Options(**configuration.options(task.Options, config.task.model_extra or {}, "task"))
+
+
+def record_of(text: str, place: str, keys: Sequence[str]) -> Any:
+    """The value under one of the keys, of a line that holds a JSON object; or a JSON array itself; None where it is neither.
+    Raises DataError."""
+    if not text.startswith(("{", "[")):
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    if isinstance(value, dict):
+        found = next((value[key] for key in keys if key in value), None)
+        if found is None:
+            raise DataError(f"{place} holds an object without {' or '.join(map(repr, keys))}; wanted one of them")
+        return found
+    return value
+
+
+def series_of(value: Any, place: str) -> np.ndarray:
+    """Numbers [time, channels] of a JSON value, `[1, 2, 3]` or `[[1, 2], [3, 4]]`. Raises DataError."""
+    try:
+        numbers = np.array(value, np.float32)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{place} holds no array of numbers; wanted [[1.0, 2.0], [3.0, 4.0]], a list for each step"
+        ) from None
+    if numbers.ndim == 1:
+        numbers = numbers[:, None]
+    if numbers.ndim != 2 or not len(numbers) or not np.isfinite(numbers).all():
+        raise DataError(f"{place} holds numbers of shape {numbers.shape}; wanted finite ones, [time, channels]")
+    return numbers
+
+
+def _cell(name: str) -> Any:
+    if name not in CELLS:
+        raise UsageError(f"there is no cell called {name!r}; the cells are {', '.join(CELLS)}")
+    return CELLS[name]
+
+
+def _length(inputs: Inputs, example: Any) -> int:
+    return len(example) if inputs.kind == "series" else len(inputs.shown(example))
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a file holds one input a line."""
+    kind = Path(path.stem).suffix if path.suffix.lower() in read.OPEN else path.suffix
+    return not path.is_dir() and kind.lower() in ("", ".txt", ".text", ".lines")
+
+
+def _save(folder: Path, inputs: Inputs, known: Mapping[str, Any]) -> None:
+    storage.write_json(folder / "task.json", {"inputs": inputs.save(folder), "known": dict(known)})
+
+
+def _load(folder: Path) -> tuple[Inputs, dict[str, Any]]:
+    value = storage.read_json(folder / "task.json")
+    if not isinstance(value, dict) or not isinstance(value.get("known"), dict) or "inputs" not in value:
+        raise DamagedError(f"{folder / 'task.json'}: expected what a task knows; restore it from a copy")
+    return Inputs.load(folder, value["inputs"]), value["known"]
+
+
+def _write(folder: Path, name: str, examples: Examples) -> None:
+    """Leave examples in a folder: series as an array, all else as JSON."""
+    kept: dict[str, Any] = {
+        "kind": examples.kind,
+        "heads": examples.heads,
+        "places": examples.places,
+        "channels": examples.channels,
+    }
+    if examples.kind == "series":
+        joined = Ragged.of(examples.inputs, np.zeros((0, examples.inputs[0].shape[1]), np.float32))
+        np.savez(folder / f"{name}.npz", values=joined.values, bounds=joined.bounds)
+    else:
+        kept["inputs"] = examples.inputs
+    numbers = bool(examples.targets) and isinstance(cast(list[Any], examples.targets)[0], np.ndarray)
+    kept["numbers"] = numbers
+    kept["whole"] = bool(examples.targets) and isinstance(cast(list[Any], examples.targets)[0], tuple)
+    kept["targets"] = [one.tolist() for one in examples.targets or ()] if numbers else examples.targets
+    storage.write_json(folder / f"{name}.json", kept)
+
+
+def _read_part(folder: Path, name: str) -> Examples:
+    kept = storage.read_json(folder / f"{name}.json")
+    inputs = kept.get("inputs")
+    if kept["kind"] == "series":
+        with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+            inputs = np.split(arrays["values"], arrays["bounds"][1:-1])
+    targets = kept["targets"]
+    if kept["numbers"]:
+        targets = [np.array(one, np.float32) for one in targets]
+    elif kept["whole"]:
+        targets = [tuple(one) for one in targets]
+    return Examples(kept["kind"], inputs, targets, kept["heads"], kept["places"], kept["channels"])

@@ -1,0 +1,115 @@
+"""How good forecasts are: sums over windows, and what they come to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+FLAT = 0.1  # of the deviation within the horizon
+COPIED = 0.2  # of the way from the last value to what came
+
+
+@dataclass
+class Tally:
+    """The errors of one way to forecast, summed over windows, steps and variables. What was filled counts nothing.
+
+    `add` takes one window: truth, forecast and what was seen `[horizon, variables]`; `spread` `[variables]`, the deviation of the
+    series in training; `usual` `[variables]`, the mean error of seasonal naive in the steps before (the denominator of MASE).
+    """
+
+    horizon: int
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    by_step: np.ndarray | None = None
+
+    def add(self, truth: np.ndarray, guess: np.ndarray, seen: np.ndarray, spread: np.ndarray, usual: np.ndarray) -> None:
+        truth, guess = truth.astype(np.float64), guess.astype(np.float64)
+        error = np.abs(guess - truth)
+        self._put("mae", error, seen)
+        self._put("mse", error**2, seen)
+        self._put("mae_scaled", error / spread, seen)
+        self._put("mse_scaled", (error / spread) ** 2, seen)
+        size = np.abs(truth) + np.abs(guess)
+        self._put("smape", np.where(size > 0, 200 * error / np.where(size > 0, size, 1), 0), seen)
+        self._put("mase", error / np.where(usual > 0, usual, 1), seen & (usual > 0))
+        if self.by_step is None:
+            self.by_step = np.zeros((2, self.horizon))
+        self.by_step += np.stack([((error / spread) ** 2 * seen).sum(1), seen.sum(1)])
+
+    def add_quantiles(self, truth: np.ndarray, quantiles: np.ndarray, seen: np.ndarray, levels: Sequence[float]) -> None:
+        """`quantiles` `[horizon, variables, levels]`: the pinball loss averaged over levels, and how often the truth lies between
+        the outermost two that are as far from the middle."""
+        error = truth[..., None] - quantiles
+        level = np.array(levels)
+        self._put("pinball", np.maximum(level * error, (level - 1) * error).mean(-1), seen)
+        pair = outermost(levels)
+        if pair is not None:
+            low, high = quantiles[..., pair[0]], quantiles[..., pair[1]]
+            self._put(f"coverage_{coverage_wanted(levels):g}", (low <= truth) & (truth <= high), seen)
+
+    def _put(self, name: str, values: np.ndarray, seen: np.ndarray) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + float((values * seen).sum())
+        self.counts[name] = self.counts.get(name, 0.0) + float(np.broadcast_to(seen, values.shape).sum())
+
+    def scores(self) -> dict[str, float]:
+        """The mean of each; those that nothing was counted of are left out."""
+        return {name: self.sums[name] / count for name, count in self.counts.items() if count}
+
+    def steps(self) -> list[float]:
+        """`mse_scaled` of each step of the horizon."""
+        if self.by_step is None:
+            return []
+        return (self.by_step[0] / np.maximum(self.by_step[1], 1)).tolist()
+
+
+@dataclass
+class Suspicions:
+    """Sums by which a forecast that says nothing is told: of window after window, in deviations of the series."""
+
+    moves: float = 0.0  # of the forecast within the horizon, squared
+    moved: float = 0.0  # of what came
+    far: float = 0.0  # from the last value to the forecast of the next step
+    came: float = 0.0  # from the last value to what came
+    windows: int = 0
+
+    def add(self, last: np.ndarray, truth: np.ndarray, guess: np.ndarray, spread: np.ndarray) -> None:
+        """One window: the last value `[variables]`, truth and forecast `[horizon, variables]`."""
+        self.moves += float(((guess.std(0) / spread) ** 2).sum())
+        self.moved += float(((truth.std(0) / spread) ** 2).sum())
+        self.far += float((np.abs(guess[0] - last) / spread).sum())
+        self.came += float((np.abs(truth[0] - last) / spread).sum())
+        self.windows += 1
+
+    def words(self) -> list[str]:
+        said = []
+        if self.moved > 0 and self.moves < FLAT**2 * self.moved:
+            said.append(
+                f"the forecast is flat: within the horizon it moves {(self.moves / self.moved) ** 0.5:.0%} as much as what came; "
+                "the network found nothing to go by (train longer, or give a longer task.context)"
+            )
+        if self.came > 0 and self.far < COPIED * self.came:
+            said.append(
+                f"the forecast is a lagged copy: for the next step it stays {self.far / self.came:.0%} as far from the last value "
+                "as what came; compare it with the floor of the last value before you trust its looks"
+            )
+        return said
+
+
+def outermost(levels: Sequence[float]) -> tuple[int, int] | None:
+    """The places of the lowest and the highest level that are as far from the middle, if there are such."""
+    pairs = [(a, b) for a, low in enumerate(levels) for b, high in enumerate(levels) if low < 0.5 and abs(low + high - 1) < 1e-9]
+    return min(pairs, key=lambda pair: levels[pair[0]]) if pairs else None
+
+
+def coverage_wanted(levels: Sequence[float]) -> float:
+    """The share, in percent, that should lie between the outermost pair of levels."""
+    pair = outermost(levels)
+    return round(100 * (levels[pair[1]] - levels[pair[0]]), 6) if pair else 0.0
+
+
+def unusual(residuals: np.ndarray) -> np.ndarray:
+    """How many usual errors each residual `[steps, variables]` is large: its size over 1.4826 times the median size of its
+    variable, which for Gaussian errors is their deviation. NaN is none."""
+    size = np.abs(residuals)
+    middle = 1.4826 * np.nanmedian(size, axis=0)
+    return np.nan_to_num(size / np.where(middle > 0, middle, np.inf))
