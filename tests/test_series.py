@@ -502,6 +502,8 @@ LONG = "id,time,v,w,label\n"
         (LONG + "1,1,1,1,a\n1,2,1,1,b\n2,1,1,1,\n", "a.csv:4 has no label"),
         (LONG + "1,1,1,1,a\n1,soon,1,1,a\n", "a.csv:3: the time 'soon' is not written as others"),
         (LONG + "1,1,1,1,a\n1,2024-01-01,1,1,a\n", "is not written as others"),
+        (LONG + f"1,1,1,1,a\n1,{'9' * 400},1,1,a\n", "a.csv:3: the time '9999"),
+        (LONG + "1,1.5,1,1,a\n1,soon,1,1,a\n", "a.csv:3: the time 'soon'"),
         (LONG + "1,,1,1,a\n", "a.csv:2: the time ''"),
         (LONG + "1,inf,1,1,a\n", "a.csv:2: the time 'inf'"),
         (LONG + "1,01/02/2024,1,1,a\n", "may be day/month or month/day"),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from recurra import bundle, config, run
+from recurra import bundle, config, folds, run
 from recurra.data import read
 from recurra.errors import UsageError
 from recurra.tasks import Sources, Task
@@ -47,7 +47,7 @@ def train(
     data      a file, several, or a folder; `valid` and `test` likewise, else the end of the data is kept for validation
     out       the run folder; by default `runs/` and the name of the first file
     settings  config values by section: {"model": {"dropout": 0.5}}
-    short     cell, hidden, layers, epochs, minutes, steps, learner, vectors, device, seed, threads, as on
+    short     cell, hidden, layers, epochs, minutes, steps, learner, vectors, text, label, folds, device, seed, threads, as on
               the command line
     tell      called as tell(kind, **numbers) at every event
 
@@ -56,7 +56,7 @@ def train(
     sources = as_sources(data, valid, test)
     values = merged(settings or {}, short)
     folder = Path(out) if out is not None else run.default_folder(sources, values)
-    return run.train(task, sources, folder, values, tell).task
+    return folds.train(task, sources, folder, values, tell).task
 
 
 def load(folder: PathLike, device: str = "cpu") -> Task:

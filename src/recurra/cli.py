@@ -103,18 +103,19 @@ def train(
 
 def _train(task: str, sources: Any, folder: Path, values: dict[str, Any], as_json: bool, quiet: bool) -> Any:
     """Train with a display, print the report, and return what training came to."""
-    from recurra import run
+    from recurra import folds
     from recurra.display import Display
 
     display = Display(quiet or as_json)
     try:
-        done = run.train(task, sources, folder, values, display)
+        done = folds.train(task, sources, folder, values, display)
     finally:
         display.close()
     if as_json:
         _print_json({"run": str(folder), **done.report, "advice": done.advice})
         return done
-    for line in [*done.task.lines(done.report), *done.advice, f"The run is in {folder}"]:
+    lines = folds.lines(done.report) if "folds" in done.report else done.task.lines(done.report)
+    for line in [*lines, *done.advice, f"The run is in {folder}"]:
         print(line)
     return done
 

@@ -47,7 +47,7 @@ class TokensConfig(Section):
     kind: Literal["auto", "characters", "bytes", "words", "bpe"] = Field(
         "auto", description="auto: characters to write texts, words to judge them"
     )
-    lower: bool = Field(False, description="words in small letters; not to write texts")
+    lower: bool | Auto = Field("auto", description="words in small letters; auto: to classify whole texts")
     size: int | None = Field(
         None, ge=2, le=2_000_000, description="vocabulary, where it is learnt; none: the kind's own"
     )
@@ -95,7 +95,7 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.01, ge=0, description="on matrices, never on biases")
     momentum: float = Field(0.0, ge=0, lt=1, description="sgd and rmsprop only")
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
-    warmup: int = Field(100, ge=0, description="steps of linear warm-up")
+    warmup: int = Field(100, ge=0, description="steps of linear warm-up, at most a fifth of all")
     plateau_patience: int = Field(2, ge=1, description="validations without progress before the rate is halved")
     clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: no clipping")
 

@@ -18,10 +18,12 @@ SMALLEST_SCALE = 1e-4  # in the scale of the forecaster: a likelihood without bo
 class Output(ABC):
     """From raw numbers of a network `[..., parameters]` to losses, means, quantiles and samples `[...]`.
 
-    `loss` is the training loss of each value; `certain` says whether the output is a value and nothing else.
+    `loss` is the training loss of each value; `certain` says whether the output is a value and nothing else. The first
+    `locations` of the parameters move with the values.
     """
 
     parameters: int
+    locations = 1
     certain = False
 
     @abstractmethod
@@ -121,7 +123,7 @@ class Quantiles(Output):
 
     def __init__(self, levels: Sequence[float]) -> None:
         self.levels = tuple(levels)
-        self.parameters = len(self.levels)
+        self.parameters = self.locations = len(self.levels)
 
     def loss(self, raw: Tensor, values: Tensor) -> Tensor:
         return pinball(raw, values, self.levels).mean(-1)

@@ -92,7 +92,7 @@ def validate(job: Job, config: Config, tell: Tell, improved: Callable[[], None])
     train = sum(progress.recent) / len(progress.recent) if progress.recent else math.nan
     progress.recent = []
     loss, error = job.task.validate()
-    better = error < progress.best
+    better = (error, loss) < (progress.best, progress.best_loss)
     tell("validation", step=progress.step, train=train, loss=loss, error=error, best=min(error, progress.best))
     if better:
         progress.best, progress.best_step, progress.stale = error, progress.step, 0
@@ -155,7 +155,8 @@ def set_rate(optimizer: torch.optim.Optimizer, config: Config, progress: Progres
 
 def schedule(config: OptimizerConfig, step: int, steps: int) -> float:
     """The share of the peak rate at a step: linear warm-up, then a half cosine down to zero, or constant."""
-    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    warmup = min(config.warmup, steps / 5)
+    warm = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return warm * (0.5 * (1 + math.cos(math.pi * step / steps)) if config.schedule == "cosine" else 1.0)
 
 

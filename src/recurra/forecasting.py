@@ -85,16 +85,34 @@ class Told(nn.Module):
 
 
 @final
+class Linear(nn.Module):
+    """Each step of the horizon as a weighted sum of the context, the same for all variables, beside what a network says: what is
+    linear in a series need not go through it (Lai et al. 2018, arXiv:1703.07015). It starts from nothing."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(sizes.horizon, sizes.context))
+
+    def forward(self, past: Tensor, raw: Tensor, locations: int) -> Tensor:
+        """`raw` `[rows, horizon, features, parameters]`, with the sums added to its first parameters."""
+        sums = torch.einsum("hc,rcf->rhf", self.weight, past)[..., None]
+        return torch.cat([raw[..., :locations] + sums, raw[..., locations:]], 3)
+
+
+@final
 class Direct(Forecaster):
     """A cell reads the context, and one matrix says all steps of the horizon at once from its last output; what is known of a
-    step ahead is added by another, the same for all steps."""
+    step ahead is added by another, the same for all steps, which starts from nothing; and `Linear`, if it is to be."""
 
-    def __init__(self, sizes: Sizes, output: Output, core: Cell) -> None:
+    def __init__(self, sizes: Sizes, output: Output, core: Cell, linear: bool) -> None:
         super().__init__()
         self.sizes, self.output, self.core, self.told = sizes, output, core, Told(sizes)
+        self.linear = Linear(sizes) if linear else None
         numbers = sizes.features * output.parameters
         self.readout = nn.Linear(core.output_size, sizes.horizon * numbers)
         self.ahead = nn.Linear(sizes.known, numbers, bias=False) if sizes.known else None
+        if self.ahead is not None:
+            nn.init.zeros_(self.ahead.weight)
 
     @staticmethod
     def inputs(sizes: Sizes) -> int:
@@ -112,7 +130,8 @@ class Direct(Forecaster):
         xs = torch.cat([inputs.past, inputs.known[:, :context], told], 2)
         ys, _ = self.core.unroll(xs, self.core.initial_state(len(xs)))
         raw = self.readout(ys[:, -1]).unflatten(1, (self.sizes.horizon, -1))
-        return self._shaped(raw if self.ahead is None else raw + self.ahead(inputs.known[:, context:]))
+        raw = self._shaped(raw if self.ahead is None else raw + self.ahead(inputs.known[:, context:]))
+        return raw if self.linear is None else self.linear(inputs.past, raw, self.output.locations)
 
 
 @final
@@ -178,14 +197,14 @@ class Segments(Forecaster):
     by one step from the same state, told which segment and which variable it is.
 
     The context is lengthened at its start by its first value, where it is no multiple of the segment. What is known ahead and
-    what is static is added to what a step is told.
+    what is static is added to what a step is told; and to what it says, `Linear`, if it is to be.
     """
 
-    def __init__(self, sizes: Sizes, output: Output, core: Cell, segment: int, dropout: float) -> None:
+    def __init__(self, sizes: Sizes, output: Output, core: Cell, linear: bool, segment: int, dropout: float) -> None:
         super().__init__()
         if not 1 <= segment <= sizes.context:
             raise UsageError(f"task.segment was {segment}, wanted 1 to task.context, which is {sizes.context}")
-        units = core.input_size
+        units, self.linear = core.input_size, Linear(sizes) if linear else None
         self.sizes, self.output, self.core, self.segment, self.dropout = sizes, output, core, segment, dropout
         self.embed = nn.Linear(segment * (sizes.features + sizes.known), units)
         half = units // 2
@@ -212,7 +231,8 @@ class Segments(Forecaster):
         told = self._told(inputs, count).flatten(0, 1)[:, None]
         ys, _ = self.core.unroll(told, tmap(lambda x: x.repeat_interleave(count, 0), state))
         raw = self.readout(F.dropout(ys[:, 0], self.dropout, self.training))
-        return self._shaped(raw.unflatten(0, (rows, count)).unflatten(2, (self.segment, -1)).flatten(1, 2)[:, :horizon])
+        raw = self._shaped(raw.unflatten(0, (rows, count)).unflatten(2, (self.segment, -1)).flatten(1, 2)[:, :horizon])
+        return raw if self.linear is None else self.linear(inputs.past, raw, self.output.locations)
 
     def _told(self, inputs: Inputs, count: int) -> Tensor:
         """What the step of each segment of the horizon is told, `[rows, segments, units]`."""

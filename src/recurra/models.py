@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recurra.cells import CELLS, Cell, LockedDropout, Packed, Stacked, with_packed_weights
+from recurra.crf import CRF
 from recurra.errors import UsageError
 from recurra.init import PRESETS
 from recurra.memory import Pooling
@@ -232,11 +233,14 @@ class ManyToOne(nn.Module):
 @final
 class ManyToMany(nn.Module):
     """An encoder and a readout at every step: scores `[batch, time, outputs]`; and with `heads`, scores `[batch, heads]` of the
-    whole sequence too, from the largest of each output over time. `dropout` drops what the readouts see in training."""
+    whole sequence too, from the largest of each output over time. `dropout` drops what the readouts see in training. A
+    conditional random field over the scores may go with it (`crf`)."""
 
-    def __init__(self, encoder: Encoder, outputs: int, heads: int = 0, dropout: float = 0.0) -> None:
+    def __init__(
+        self, encoder: Encoder, outputs: int, heads: int = 0, dropout: float = 0.0, crf: CRF | None = None
+    ) -> None:
         super().__init__()
-        self.encoder, self.dropout = encoder, dropout
+        self.encoder, self.dropout, self.crf = encoder, dropout, crf
         self.readout = nn.Linear(encoder.output_size, outputs)
         self.head = nn.Linear(encoder.output_size, heads) if heads else None
 

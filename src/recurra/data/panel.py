@@ -150,7 +150,8 @@ def panel(paths: Sequence[Path | str], columns: Columns = Columns(), frequency: 
 
     Long: a column names the series, one the time, and others the values (`unique_id, ds, y`). Wide: a column for the time, if
     any, and one for each variable. Rows may come in any order. `.npy`: `[steps, variables]`, one series; `.npz`: the same as
-    `values`, with `bounds` `[series + 1]` where each series begins and ends. `frequency` overrules the guess and `columns.frequency`.
+    `values`, with `bounds` `[series + 1]` where each series begins and ends. `frequency` overrules the guess and
+    `columns.frequency`.
 
     Raises DataError with file and line for what is no number, no time, infinite, there twice, or too irregular to be put on
     a grid; UsageError for columns that do not exist.
@@ -169,12 +170,13 @@ def panel(paths: Sequence[Path | str], columns: Columns = Columns(), frequency: 
     return _gridded(table, roles, columns.univariate, frequency)
 
 
-def joined(parts: Sequence[Panel]) -> tuple[Panel, np.ndarray]:
+def joined(parts: Sequence[Panel], repeats: bool = False) -> tuple[Panel, np.ndarray]:
     """Panels of the same columns as one, and where each begins in each series: int64 `[series, parts]`.
 
     A series of a later part continues the one of the same name before it if it begins after its end and the gap between them
-    is not longer than itself; what repeats the values before it counts as before. Otherwise it is a series of its own, of
-    the same name. Raises DataError where columns or frequencies differ.
+    is not longer than itself, or if it repeats its values and has more; then it begins where it has more, or with `repeats`,
+    where it begins to repeat. Otherwise it is a series of its own, of the same name. Raises DataError where columns or
+    frequencies differ.
     """
     first, newest = parts[0], dict[str, int]()
     chains: list[_Chain] = []
@@ -186,9 +188,10 @@ def joined(parts: Sequence[Panel]) -> tuple[Panel, np.ndarray]:
         for piece in _chains(part, whole=number == len(parts) - 1):
             name = piece.name
             at = newest.get(name)
-            longer = None if at is None else _continued(chains[at], piece, first.frequency.length)
-            if at is not None and longer is not None:
-                chains[at] = longer
+            found = None if at is None else _continued(chains[at], piece, first.frequency.length, repeats)
+            if at is not None and found is not None:
+                chains[at], begin = found
+                cuts[at][-1] = begin if repeats else cuts[at][-1]
             else:
                 newest[name] = len(chains)
                 chains.append(piece)
@@ -236,7 +239,9 @@ def _opened(file: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     if kind in (".parquet", ".pq"):
         return _parquet(file)
     if kind not in (".csv", ".tsv", ".txt"):
-        raise DataError(f"{shown(file)} is no table that is read here: wanted .csv, .tsv, .parquet, .npy or .npz (also .gz, .xz)")
+        raise DataError(
+            f"{shown(file)} is no table that is read here: wanted .csv, .tsv, .parquet, .npy or .npz (also .gz, .xz)"
+        )
     rows = _cells(file)
     number, header = next(rows, (0, []))
     if not header:
@@ -304,6 +309,18 @@ def _number(cell: str) -> float | None:
         return np.nan if cell.strip().lower() in MISSING else None
 
 
+def of_array(name: str, values: np.ndarray, variables: list[str], frequency: Frequency) -> Panel:
+    """One series `[steps, variables]` with NaN where something is missing; its steps count from 0."""
+    nothing, none = np.zeros((len(values), 0)), np.zeros((1, 0), np.float32)
+    step = frequency if frequency.unit == "step" else times.UNITS["step"]
+    return _assembled([name], variables, [values], [0], step, [nothing], [], none, [], [])
+
+
+def holds_arrays(paths: Sequence[Path | str]) -> bool:
+    """Whether the files are arrays of NumPy, which have no named columns."""
+    return _kind(sources(paths)[0]) in ARRAYS
+
+
 def _kind(file: Path) -> str:
     return Path(file.stem).suffix.lower() if file.suffix.lower() in OPEN else file.suffix.lower()
 
@@ -311,16 +328,22 @@ def _kind(file: Path) -> str:
 def _of_arrays(files: list[Path], columns: Columns) -> Panel:
     """The series of files of NumPy, named by their numbers from 1 on."""
     if columns != Columns(frequency=columns.frequency):
-        raise UsageError(f"{shown(files[0])} is an array and has no named columns; leave task.id, task.time and the like out")
+        raise UsageError(
+            f"{shown(files[0])} is an array and has no named columns; leave task.id, task.time and the like out"
+        )
     series = [part for file in files for part in _array(file)]
     widths = {part.shape[1] for part in series}
     if len(widths) > 1:
-        raise DataError(f"the files have series of {', '.join(map(str, sorted(widths)))} variables; give files of one kind")
+        raise DataError(
+            f"the files have series of {', '.join(map(str, sorted(widths)))} variables; give files of one kind"
+        )
     names, nothing = [str(number) for number in range(1, len(series) + 1)], np.zeros((len(series), 0), np.float32)
     variables = [str(number) for number in range(1, widths.pop() + 1)]
     known = [np.zeros((len(part), 0)) for part in series]
     step = times.UNITS["step"]
-    return _assembled(names, variables, series, [0] * len(series), step, known, [], nothing, [], ["arrays: steps count from 0"])
+    return _assembled(
+        names, variables, series, [0] * len(series), step, known, [], nothing, [], ["arrays: steps count from 0"]
+    )
 
 
 def _array(file: Path) -> list[np.ndarray]:
@@ -338,8 +361,16 @@ def _array(file: Path) -> list[np.ndarray]:
     if bounds is None:
         bounds = np.array([0, len(values)])
     if values.ndim != 2 or not values.size or values.dtype.kind not in "biuf":
-        raise DataError(f"{shown(file)} holds {values.dtype} of shape {values.shape}, wanted numbers [steps, variables]")
-    if bounds.ndim != 1 or bounds.dtype.kind not in "iu" or len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != len(values):
+        raise DataError(
+            f"{shown(file)} holds {values.dtype} of shape {values.shape}, wanted numbers [steps, variables]"
+        )
+    if (
+        bounds.ndim != 1
+        or bounds.dtype.kind not in "iu"
+        or len(bounds) < 2
+        or bounds[0] != 0
+        or bounds[-1] != len(values)
+    ):
         raise DataError(f"{shown(file)} has bounds that do not go from 0 to its {len(values)} steps; write them anew")
     if (np.diff(bounds.astype(np.int64)) < 1).any():
         raise DataError(f"{shown(file)} has a series without steps; leave it out")
@@ -674,19 +705,22 @@ def _chains(panel: Panel, whole: bool) -> Iterator[_Chain]:
         yield _Chain(panel.names[k], int(panel.starts[k]), values, panel.known[begin:end], panel.static[k])
 
 
-def _continued(before: _Chain, after: _Chain, length: int) -> _Chain | None:
-    """`before` with `after` behind it; None where that is another series."""
+def _continued(before: _Chain, after: _Chain, length: int, repeats: bool) -> tuple[_Chain, int] | None:
+    """`before` with `after` behind it, and the step where `after` begins; None where that is another series. Only with `repeats`
+    it may hold nothing new."""
     at, odd = divmod(after.start - before.start, length)
-    gap = at - len(before.values)
-    if odd or at < 0 or gap > len(after.values):
+    gap, size = at - len(before.values), len(after.values)
+    if odd or at < 0 or gap > size:
         return None
-    again = max(0, -gap)  # steps that both have
-    if again >= len(after.values) or not np.array_equal(before.values[at:], after.values[:again], equal_nan=True):
+    again = min(max(0, -gap), size)  # steps that both have
+    if again and not np.array_equal(before.values[at : at + again], after.values[:again], equal_nan=True):
+        return None
+    if again == size and not repeats:
         return None
     nothing = lambda like: np.full((max(0, gap), like.shape[1]), np.nan)  # noqa: E731
     values = np.concatenate([before.values, nothing(after.values), after.values[again:]])
     known = np.concatenate([before.known, nothing(after.known), after.known[again:]])
-    return before._replace(values=values, known=known)
+    return before._replace(values=values, known=known), at
 
 
 def _refuse_other(first: Panel, part: Panel) -> None:
@@ -704,8 +738,9 @@ def _refuse_other(first: Panel, part: Panel) -> None:
 def _repetition(panel: Panel, until: Sequence[int] | np.ndarray) -> int:
     """The lag of the first high peak of the mean autocorrelation of (at most 200 of) the series, differenced."""
     found = []
-    longest = max(2, min(400, int(np.median(np.asarray(until))) // 3))
-    for k in np.unique(np.linspace(0, len(panel) - 1, 200).astype(int)):
+    long = np.flatnonzero(np.asarray(until) > 3)
+    longest = min(400, int(np.median(np.asarray(until)[long])) // 3) if long.size else 0
+    for k in long[np.unique(np.linspace(0, len(long) - 1, 200).astype(int))] if long.size else ():
         steps = np.diff(panel.values[panel.bounds[k] : panel.bounds[k] + int(until[k])], axis=0)
         for column in steps.T.astype(np.float64):
             centred = column[-5_000:] - column[-5_000:].mean()

@@ -627,19 +627,22 @@ def _moments(file: Path, name: str, cells: list[str], lines: np.ndarray) -> np.n
             return numbers
     try:
         how = times.reader(name, cells)
-        known = [times.reader(name, [cell]) is not None for cell in cells] if how is None else []
+        if how is not None and how.dated:
+            return np.array([how.read(cell) for cell in cells], np.int64)
+        row = next((row for row, cell in enumerate(cells) if not _is_time(name, cell)), 0)
     except DataError:
         raise DataError(
             f"{shown(file)}: the times {name!r}, such as {cells[0]!r}, may be day/month or month/day; "
             "write them as 2024-12-31 23:59:59"
         ) from None
-    if how is None:
-        row = known.index(False) if False in known else 0
-        raise DataError(
-            f"{_at(file, int(lines[row]))}: the time {cells[row][:40]!r} is not written as others of {name!r} are; "
-            "wanted numbers alone, or dates alone as 2024-12-31 23:59:59"
-        )
-    return np.array([how.read(cell) for cell in cells], np.int64)
+    raise DataError(
+        f"{_at(file, int(lines[row]))}: the time {cells[row][:40]!r} is not written as others of {name!r} are; "
+        "wanted numbers alone, or dates alone as 2024-12-31 23:59:59"
+    )
+
+
+def _is_time(name: str, cell: str) -> bool:
+    return math.isfinite(_numbers([cell], "")[0]) if _is_value(cell) else times.reader(name, [cell]) is not None
 
 
 def _decided(found: list[_Steps], gathered: _Gathered, asked: _Asked) -> Callable[[_Steps], Any]:

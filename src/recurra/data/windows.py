@@ -82,7 +82,7 @@ class Windows:
     static: np.ndarray
 
     @cached_property
-    def _first(self) -> np.ndarray:
+    def first(self) -> np.ndarray:
         """The first origin of each series."""
         begin, end = self.spans.T
         return np.maximum(begin, np.minimum(self.context, end - self.horizon))
@@ -91,7 +91,7 @@ class Windows:
     def _ends(self) -> np.ndarray:
         """How many windows there are up to the end of each series."""
         last = self.spans[:, 1] - self.horizon
-        counts = np.where((last >= self._first) & (self._first > 0), (last - self._first) // self.stride + 1, 0)
+        counts = np.where((last >= self.first) & (self.first > 0), (last - self.first) // self.stride + 1, 0)
         return np.cumsum(counts)
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class Windows:
         """The series and the first step of the horizon of these windows, int64 each."""
         series = np.searchsorted(self._ends, windows, side="right")
         before = np.where(series > 0, self._ends[series - 1], 0)
-        return series, self._first[series] + (windows - before) * self.stride
+        return series, self.first[series] + (windows - before) * self.stride
 
     def take(self, windows: np.ndarray, step: int = 0) -> Batch:
         """These windows as a batch, whose inputs are `Inputs` and whose targets are `Targets`."""
@@ -133,10 +133,10 @@ class Windows:
         return _tensor(values)
 
     def together(self, rows: Tensor) -> Tensor:
-        """`[rows, horizon, features]` as `[windows, horizon, variables]`, the inverse of how variables were split."""
+        """`[rows, horizon, features, ...]` as `[windows, horizon, variables, ...]`, the inverse of how variables were split."""
         if not self.split:
             return rows
-        return rows[..., 0].unflatten(0, (-1, self.panel.values.shape[1])).transpose(1, 2)
+        return rows[:, :, 0].unflatten(0, (-1, self.panel.values.shape[1])).movedim(1, 2)
 
     def batches(self, rows: int, seed: int, start: int = 0) -> Iterator[Batch]:
         """Batches of `rows` windows in a random order, each once an epoch, from step `start` on, without end. What comes at a

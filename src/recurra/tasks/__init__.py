@@ -3,9 +3,12 @@
 from recurra.errors import UsageError
 from recurra.tasks.base import Sources, Task, Unit, Validation
 from recurra.tasks.classify import Classify
+from recurra.tasks.forecast import Forecast
 from recurra.tasks.language import Language
+from recurra.tasks.regress import Regress
+from recurra.tasks.tag import Tag
 
-TASKS: dict[str, type[Task]] = {"language": Language, "classify": Classify}
+TASKS: dict[str, type[Task]] = {"language": Language, "classify": Classify, "tag": Tag, "regress": Regress, "forecast": Forecast}
 
 
 def task_called(name: str) -> type[Task]:
@@ -15,4 +18,4 @@ def task_called(name: str) -> type[Task]:
     return TASKS[name]
 
 
-__all__ = ["TASKS", "Classify", "Language", "Sources", "Task", "Unit", "Validation", "task_called"]
+__all__ = ["TASKS", "Classify", "Forecast", "Language", "Regress", "Sources", "Tag", "Task", "Unit", "Validation", "task_called"]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from recurra.config import Config
 from recurra.data.batch import Batch
 from recurra.data.examples import Examples
-from recurra.data.kinds import holds_series
 from recurra.data.labelled import labelled
-from recurra.data.series import series
+from recurra.data.series import is_series, series
 from recurra.data.survey import survey_examples
+from recurra.data.vocabulary import Vocabulary
 from recurra.errors import DataError, UsageError
 from recurra.models import Encoder, ManyToOne
 from recurra.state import State
@@ -55,7 +55,7 @@ class Classify(OnExamples):
     @classmethod
     def read_files(cls, config: Config, paths: Sequence[Path], wanted: bool, tolerant: bool) -> Examples:
         data = config.data
-        if data.text is None and holds_series(paths):
+        if is_series(paths, data.text):
             return series(paths, label=data.label, wanted=wanted, tolerant=tolerant, each_step=False)
         return labelled(
             paths, text=data.text, label=data.label, wanted=wanted, tolerant=tolerant, separator=data.separator
@@ -101,7 +101,8 @@ class Classify(OnExamples):
     def network(self, config: Config, encoder: Encoder) -> nn.Module:
         pooling = self.options.pooling
         if pooling == "auto":
-            pooling = "max" if self.inputs.kind != "series" else "mean"
+            words = isinstance(self.inputs.tokens, Vocabulary)
+            pooling = "max" if words else "mean" if self.inputs.kind == "series" else "last"
         return ManyToOne(encoder, len(self.known["labels"]), pooling, float(config.model.dropout))
 
     def loss(self, batch: Batch, state: State) -> tuple[Tensor, State]:
@@ -232,10 +233,9 @@ class Classify(OnExamples):
         chances = "  ".join(f"{name} {value:.3f}" for name, value in answer["probabilities"].items())
         return f"{label}\t{chances}\t{answer.get('text', answer.get('example'))}"
 
-    @classmethod
-    def line(cls, text: str, place: str) -> Examples:
+    def line(self, text: str, place: str) -> Examples:
         value = record_of(text, place, ("text", "values", "x", "sentence"))
-        if isinstance(value, list):
+        if self.inputs.kind == "series":
             return Examples("series", [series_of(value, place)], None, None, [place])
         text = text if value is None else value
         if not isinstance(text, str) or not text.strip():

@@ -1,19 +1,23 @@
 """Floors: what a method without a network reaches on the same data. A network below its floor is said to be so."""
 
 import lzma
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from recurra.data.feed import Ragged
 from recurra.embed.bags import Bag
 from recurra.embed.ngrams import NGrams
 from recurra.errors import UsageError
+from recurra.spans import span_scores
 from recurra.tasks.scores import micro_f1
 
 MOST_TOKENS = 8_000_000  # of the training text, from its end
 MOST_BYTES = 16 << 20
+RIDGE_STEPS = 32
 MOST_PAIRS = 100_000_000  # of series that are compared
 
 
@@ -93,10 +97,14 @@ def _most_frequent(targets: np.ndarray) -> np.ndarray:
 
 def _logistic(xs: Any, targets: np.ndarray, others: Any, strength: float) -> np.ndarray:
     from sklearn.linear_model import LogisticRegression
-    from sklearn.multiclass import OneVsRestClassifier
 
     model = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
-    return (model if targets.ndim == 1 else OneVsRestClassifier(model)).fit(xs, targets).predict(others)
+    if targets.ndim == 1:
+        return model.fit(xs, targets).predict(others)
+    guesses = np.repeat(targets[:1], others.shape[0], axis=0)  # right for a label that all have, or none
+    for label in np.flatnonzero(targets.min(0) != targets.max(0)):
+        guesses[:, label] = model.fit(xs, targets[:, label]).predict(others)
+    return guesses
 
 
 def _means(texts: list[list[str]], vectors: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -124,3 +132,66 @@ def _stretched(series: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([np.interp(places, np.arange(len(series)), channel) for channel in series.T]).astype(
         np.float32
     )
+
+
+def tag_floors(
+    train: list[list[str]] | None, tags: list[list[str]], test: list[list[str]] | None, truth: list[list[str]]
+) -> dict[str, float]:
+    """F1 of spans (accuracy, where tags are not in BIO) of methods without a network: of every word the tag that it has most often
+    in training, of a word that is new the most frequent of all; for steps that are no words, that one always."""
+    often = Counter(tag for one in tags for tag in one).most_common(1)[0][0]
+    score = _tag_score(any(tag.startswith("B-") for one in tags for tag in one))
+    floors = {"most frequent tag": score(truth, [[often] * len(one) for one in truth])}
+    if train is not None and test is not None:
+        counts: dict[str, Counter[str]] = {}
+        for words, own in zip(train, tags, strict=True):
+            for word, tag in zip(words, own, strict=True):
+                counts.setdefault(word, Counter())[tag] += 1
+        best = {word: count.most_common(1)[0][0] for word, count in counts.items()}
+        guesses = [
+            [best.get(word, often) for word in words[: len(one)]] for words, one in zip(test, truth, strict=True)
+        ]
+        floors["tag of the word"] = score(truth, guesses)
+    return floors
+
+
+def _tag_score(bio: bool) -> Callable[[list[list[str]], list[list[str]]], float]:
+    if bio:
+        return lambda truth, guesses: span_scores(truth, guesses)["f1"]
+    flat = lambda some: np.array([tag for one in some for tag in one])  # noqa: E731
+    return lambda truth, guesses: float((flat(truth) == flat(guesses)).mean())
+
+
+def head_floors(train: tuple[list[Any], np.ndarray], test: tuple[list[Any], np.ndarray]) -> dict[str, float]:
+    """`label_floors` of the labels of whole sequences."""
+    return label_floors(train, test, None)
+
+
+def number_floors(
+    train: tuple[Ragged | None, Ragged], test: tuple[Ragged | None, Ragged], std: np.ndarray, *, ahead: bool
+) -> dict[str, float]:
+    """Mean square error of methods without a network: the mean of the training; ridge regression of the last steps, or, for numbers
+    at every step, of the steps before each one (and, `ahead`, of those after it). Inputs and targets are scaled."""
+    score = lambda guesses: float((((guesses - test[1].values) * std) ** 2).mean())  # noqa: E731
+    floors = {"mean": score(np.zeros_like(test[1].values))}
+    if train[0] is not None and test[0] is not None:
+        each = bool((train[1].lengths != 1).any()) or bool((train[0].lengths == 1).all())
+        steps = int(min(RIDGE_STEPS, train[0].lengths.max()))
+        xs, others = (_windows(part, steps, each, ahead) for part in (train[0], test[0]))
+        gram = xs.T @ xs + np.eye(xs.shape[1])
+        floors[f"ridge on {steps} steps"] = score(others @ np.linalg.solve(gram, xs.T @ train[1].values))
+    return floors
+
+
+def _windows(series: Ragged, steps: int, each: bool, ahead: bool) -> np.ndarray:
+    """Rows of the last `steps` steps (of each step, where `each`), zeros before the first one, and a one."""
+    rows = []
+    for begin, end in zip(series.bounds[:-1], series.bounds[1:], strict=True):
+        one = series.values[begin:end]
+        after = np.zeros((steps - 1 if ahead else 0, one.shape[1]), one.dtype)
+        padded = np.concatenate([np.zeros((steps - 1, one.shape[1]), one.dtype), one, after])
+        size = 2 * steps - 1 if ahead else steps
+        seen = np.lib.stride_tricks.sliding_window_view(padded, size, axis=0).reshape(len(one), -1)
+        rows.append(seen if each else seen[-1:])
+    made = np.concatenate(rows)
+    return np.concatenate([made, np.ones((len(made), 1), made.dtype)], axis=1)

@@ -7,18 +7,22 @@ import numpy as np
 FLOORS = ("last value", "drift", "seasonal naive")
 
 
-def naive(history: np.ndarray, horizon: int, season: int) -> dict[str, np.ndarray]:
-    """Each floor's forecast `[horizon, variables]` after `history` `[steps, variables]`.
+def naive(
+    values: np.ndarray, begins: np.ndarray, origins: np.ndarray, horizon: int, season: int
+) -> dict[str, np.ndarray]:
+    """Each floor's forecasts `[windows, horizon, variables]`: window i stands `origins[i]` steps after row `begins[i]` of `values`
+    `[total, variables]`, where its series begins.
 
     The last value; the straight line through the first and the last one; and the values of the last season, over and over
-    (Hyndman & Athanasopoulos 2021, Forecasting: principles and practice, 5.2). A history shorter than a season is repeated
-    from its last value.
+    (Hyndman & Athanasopoulos 2021, Forecasting: principles and practice, 5.2), where the series is as long as that.
     """
-    ahead = np.arange(1, horizon + 1)[:, None]
-    last = history[-1]
-    slope = (last - history[0]) / max(1, len(history) - 1)
-    repeated = history[-season:][np.arange(horizon) % season] if len(history) >= season else np.tile(last, (horizon, 1))
-    return dict(zip(FLOORS, (np.tile(last, (horizon, 1)), last + ahead * slope, repeated), strict=True))
+    ahead, last = np.arange(horizon), begins + origins - 1
+    level = np.repeat(values[last][:, None], horizon, 1)
+    slope = (values[last] - values[begins]) / np.maximum(1, origins - 1)[:, None]
+    back = np.where(origins >= season, season - 1, 0)[:, None]
+    repeated = values[last[:, None] - back + ahead % season * (back > 0)]
+    lines = (level, level + slope[:, None] * (ahead + 1)[:, None], repeated)
+    return dict(zip(FLOORS, lines, strict=True))
 
 
 def seasonal_error(history: np.ndarray, season: int) -> np.ndarray:

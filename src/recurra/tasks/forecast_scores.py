@@ -13,39 +13,41 @@ COPIED = 0.2  # of the way from the last value to what came
 class Tally:
     """The errors of one way to forecast, summed over windows, steps and variables. What was filled counts nothing.
 
-    `add` takes one window: truth, forecast and what was seen `[horizon, variables]`; `spread` `[variables]`, the deviation of the
-    series in training; `usual` `[variables]`, the mean error of seasonal naive in the steps before (the denominator of MASE).
+    `add` takes some windows: truth, forecast and what was seen `[windows, horizon, variables]`; `spread` `[windows, variables]`,
+    the deviation of the series in training; `usual`, of the same shape, the mean error of seasonal naive in the steps before
+    (the denominator of MASE).
     """
 
-    horizon: int
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
-    by_step: np.ndarray | None = None
+    steps: np.ndarray | None = None  # [2, horizon]: mse_scaled of each step, and of how many
 
-    def add(self, truth: np.ndarray, guess: np.ndarray, seen: np.ndarray, spread: np.ndarray, usual: np.ndarray) -> None:
-        truth, guess = truth.astype(np.float64), guess.astype(np.float64)
+    def add(
+        self, truth: np.ndarray, guess: np.ndarray, seen: np.ndarray, spread: np.ndarray, usual: np.ndarray
+    ) -> None:
+        truth, guess, usual = truth.astype(np.float64), guess.astype(np.float64), usual[:, None]
         error = np.abs(guess - truth)
+        scaled, size = error / spread[:, None], np.abs(truth) + np.abs(guess)
         self._put("mae", error, seen)
         self._put("mse", error**2, seen)
-        self._put("mae_scaled", error / spread, seen)
-        self._put("mse_scaled", (error / spread) ** 2, seen)
-        size = np.abs(truth) + np.abs(guess)
+        self._put("mae_scaled", scaled, seen)
+        self._put("mse_scaled", scaled**2, seen)
         self._put("smape", np.where(size > 0, 200 * error / np.where(size > 0, size, 1), 0), seen)
         self._put("mase", error / np.where(usual > 0, usual, 1), seen & (usual > 0))
-        if self.by_step is None:
-            self.by_step = np.zeros((2, self.horizon))
-        self.by_step += np.stack([((error / spread) ** 2 * seen).sum(1), seen.sum(1)])
+        here = np.stack([(scaled**2 * seen).sum((0, 2)), seen.sum((0, 2))])
+        self.steps = here if self.steps is None else self.steps + here
 
-    def add_quantiles(self, truth: np.ndarray, quantiles: np.ndarray, seen: np.ndarray, levels: Sequence[float]) -> None:
-        """`quantiles` `[horizon, variables, levels]`: the pinball loss averaged over levels, and how often the truth lies between
-        the outermost two that are as far from the middle."""
-        error = truth[..., None] - quantiles
-        level = np.array(levels)
+    def add_quantiles(
+        self, truth: np.ndarray, quantiles: np.ndarray, seen: np.ndarray, levels: Sequence[float]
+    ) -> None:
+        """`quantiles` `[windows, horizon, variables, levels]`: the pinball loss averaged over levels, and how often the truth lies
+        between the outermost two that are as far from the middle."""
+        level, error = np.array(levels), truth[..., None] - quantiles
         self._put("pinball", np.maximum(level * error, (level - 1) * error).mean(-1), seen)
         pair = outermost(levels)
         if pair is not None:
-            low, high = quantiles[..., pair[0]], quantiles[..., pair[1]]
-            self._put(f"coverage_{coverage_wanted(levels):g}", (low <= truth) & (truth <= high), seen)
+            inside = (quantiles[..., pair[0]] <= truth) & (truth <= quantiles[..., pair[1]])
+            self._put(f"coverage_{100 * (levels[pair[1]] - levels[pair[0]]):.4g}", inside, seen)
 
     def _put(self, name: str, values: np.ndarray, seen: np.ndarray) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + float((values * seen).sum())
@@ -55,11 +57,9 @@ class Tally:
         """The mean of each; those that nothing was counted of are left out."""
         return {name: self.sums[name] / count for name, count in self.counts.items() if count}
 
-    def steps(self) -> list[float]:
+    def by_step(self) -> list[float]:
         """`mse_scaled` of each step of the horizon."""
-        if self.by_step is None:
-            return []
-        return (self.by_step[0] / np.maximum(self.by_step[1], 1)).tolist()
+        return [] if self.steps is None else (self.steps[0] / np.maximum(self.steps[1], 1)).tolist()
 
 
 @dataclass
@@ -70,15 +70,13 @@ class Suspicions:
     moved: float = 0.0  # of what came
     far: float = 0.0  # from the last value to the forecast of the next step
     came: float = 0.0  # from the last value to what came
-    windows: int = 0
 
     def add(self, last: np.ndarray, truth: np.ndarray, guess: np.ndarray, spread: np.ndarray) -> None:
-        """One window: the last value `[variables]`, truth and forecast `[horizon, variables]`."""
-        self.moves += float(((guess.std(0) / spread) ** 2).sum())
-        self.moved += float(((truth.std(0) / spread) ** 2).sum())
-        self.far += float((np.abs(guess[0] - last) / spread).sum())
-        self.came += float((np.abs(truth[0] - last) / spread).sum())
-        self.windows += 1
+        """Some windows: the last values and `spread` `[windows, variables]`, truth and forecast `[windows, horizon, variables]`."""
+        self.moves += float(((guess.std(1) / spread) ** 2).sum())
+        self.moved += float(((truth.std(1) / spread) ** 2).sum())
+        self.far += float((np.abs(guess[:, 0] - last) / spread).sum())
+        self.came += float((np.abs(truth[:, 0] - last) / spread).sum())
 
     def words(self) -> list[str]:
         said = []
@@ -97,14 +95,13 @@ class Suspicions:
 
 def outermost(levels: Sequence[float]) -> tuple[int, int] | None:
     """The places of the lowest and the highest level that are as far from the middle, if there are such."""
-    pairs = [(a, b) for a, low in enumerate(levels) for b, high in enumerate(levels) if low < 0.5 and abs(low + high - 1) < 1e-9]
+    pairs = [
+        (a, b)
+        for a, low in enumerate(levels)
+        for b, high in enumerate(levels)
+        if low < 0.5 and abs(low + high - 1) < 1e-9
+    ]
     return min(pairs, key=lambda pair: levels[pair[0]]) if pairs else None
-
-
-def coverage_wanted(levels: Sequence[float]) -> float:
-    """The share, in percent, that should lie between the outermost pair of levels."""
-    pair = outermost(levels)
-    return round(100 * (levels[pair[1]] - levels[pair[0]]), 6) if pair else 0.0
 
 
 def unusual(residuals: np.ndarray) -> np.ndarray:

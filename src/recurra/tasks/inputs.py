@@ -55,19 +55,21 @@ class Inputs:
 
     @classmethod
     def learn(cls, config: Config, train: Examples, letters: bool = False) -> "Inputs":
-        """Raises UsageError where the config does not fit the examples."""
+        """With `letters`, the letters of each word are read too. Raises UsageError where the config does not fit the examples."""
         if train.kind == "series":
             if config.embed.vectors is not None or config.tokens.kind != "auto":
                 raise UsageError("these examples are series of numbers: they have no tokens and no word vectors")
             steps = np.concatenate(train.inputs)
             return cls("series", scale=(steps.mean(0), np.where((std := steps.std(0)) > 0, std, 1.0)))
-        if train.kind == "text" and config.tokens.kind not in ("auto", "words"):
+        kind = _kind(config, train)
+        if train.kind == "text" and kind != "words":
             kept = train.inputs
-            return cls("text", TOKENS[config.tokens.kind].learn(lambda: iter(kept), config.tokens.size))
-        if config.tokens.kind not in ("auto", "words"):
-            raise UsageError(f"these examples come in words, and tokens.kind was {config.tokens.kind}; leave it out")
+            return cls("text", TOKENS[kind].learn(lambda: iter(kept), config.tokens.size))
+        if kind != "words":
+            raise UsageError(f"these examples come in words, and tokens.kind was {kind}; leave it out")
         texts = [words(text) for text in train.inputs] if train.kind == "text" else train.inputs
         size, lower = config.tokens.size or WORDS, config.tokens.lower
+        lower = train.kind == "text" if lower == "auto" else lower
         known = Vocabulary.learn(texts, size, lower, _words_of(config, texts, lower))
         spelled = "".join(sorted({letter for text in texts for word in text for letter in word})) if letters else ""
         return cls(train.kind, known, spelled)
@@ -152,6 +154,20 @@ class Inputs:
             ids = [self._letter.get(letter, 1) for letter in word[:LETTERS]]
             out[at, : len(ids)] = ids
         return out
+
+
+def _kind(config: Config, train: Examples) -> str:
+    """What texts are read by: words, or characters where a text is about one word (signs, codes, scripts without blanks)."""
+    if config.tokens.kind != "auto":
+        return config.tokens.kind
+    some = train.inputs[:1000]
+    if (
+        train.kind == "text"
+        and sum(len(words(text)) for text in some) < 1.5 * len(some)
+        and config.embed.vectors is None
+    ):
+        return "characters"
+    return "words"
 
 
 def _tokens(path: Path) -> Vocabulary | Tokens:

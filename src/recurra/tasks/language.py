@@ -138,7 +138,7 @@ class Language(Task):
         if not config.cell.name.startswith(GATED) or config.optimizer.name not in ("adam", "adamw"):
             del chosen["optimizer"]  # cells without gates, and other optimizers, want their own rate
         chosen["embed"] = {"size": self.about.get("vectors", {}).get("size", FEATURES)}
-        chosen["tokens"] = {"kind": self.tokens.kind}
+        chosen["tokens"] = {"kind": self.tokens.kind, "lower": False}
         return configuration.settled(config, chosen)
 
     def build(self, config: Config) -> None:
@@ -328,7 +328,7 @@ def _opened(path: Path) -> Any:
 
 def _kind(config: Config) -> str:
     """The kind of tokens. Raises UsageError where the config asks for what a text that is written has not."""
-    if config.tokens.lower:
+    if config.tokens.lower is True:
         raise UsageError("tokens.lower would lose the capitals of the texts to be written; leave it out")
     odd = [
         key

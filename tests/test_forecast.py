@@ -1,0 +1,292 @@
+"""The forecast task: it learns what can be learnt, beats its floors there, and says so where it does not."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import recurra
+from recurra import testing
+from recurra.config import build
+from recurra.data.panel import panel
+from recurra.errors import DataError, UsageError
+from recurra.tasks.base import Sources
+from recurra.tasks.forecast import Forecast
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+SMALL = {"model": {"hidden": 8, "dropout": 0.0}, "train": {"steps": 4, "rows": 8}}
+
+
+def table(path: Path, names: list[str], rows: Any) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([names, *rows])
+    return path
+
+
+def waves(path: Path, series: int = 3, steps: int = 120, begin: int = 0) -> Path:
+    """Seasons of 12 steps, each series on its own level."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"s{k}", t, 100 * k + (k + 1) * (np.sin(2 * np.pi * t / 12) + 0.05 * rng.normal()))
+        for k in range(series)
+        for t in range(begin, begin + steps)
+    ]
+    return table(path, ["unique_id", "ds", "y"], rows)
+
+
+def music(path: Path, series: int = 4, steps: int = 30) -> Path:
+    """Three keys, each after the other."""
+    rows = [(f"m{k}", t, *((t + k) % 3 == key for key in range(3))) for k in range(series) for t in range(steps)]
+    return table(path, ["unique_id", "ds", "a", "b", "c"], [[*row[:2], *map(int, row[2:])] for row in rows])
+
+
+def prepared(folder: Path, data: Path, task: Mapping[str, Any], **sections: Any) -> Forecast:
+    values = {**SMALL, **sections, "task": {"name": "forecast", **task}}
+    config = build(values)
+    (folder / "data").mkdir()
+    made = Forecast.prepare(config, Sources([data]), folder / "data")
+    torch.manual_seed(0)
+    made.build(made.settle(config, 1.0))
+    made.model.eval()
+    return made
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "segments": {"context": 24, "horizon": 12},
+    "direct quantiles": {"context": 24, "horizon": 6, "head": "direct", "output": "quantiles"},
+    "recurrent gaussian": {"context": 24, "horizon": 3, "head": "recurrent", "output": "gaussian", "scale": "series"},
+    "student's t of logarithms": {"context": 24, "horizon": 6, "output": "student-t", "log": True},
+    "binary": {"output": "binary"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("law", testing.TASK_LAWS, ids=lambda law: law.__name__)
+def test_the_forecast_task_keeps_the_task_laws(kind: str, law: Callable, tmp_path: Path) -> None:
+    data = music(tmp_path / "m.csv") if kind == "binary" else waves(tmp_path / "w.csv")
+    if "log" in KINDS[kind]:
+        data.write_text(data.read_text().replace(",-", ",").replace("-", ""))
+    law(prepared(tmp_path, data, KINDS[kind]), str(data), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["segments", "direct quantiles", "recurrent gaussian"])
+def test_seasons_are_learnt_better_than_by_the_floors(tmp_path: Path, kind: str) -> None:
+    train, test = waves(tmp_path / "train.csv", steps=180), waves(tmp_path / "test.csv", steps=36, begin=180)
+    settings = {"task": KINDS[kind], "model": {"hidden": 24, "dropout": 0.0}, "optimizer": {"rate": 5e-3}}
+    task = recurra.train("forecast", train, test=test, out=tmp_path / "run", settings=settings, cell="gru", steps=250)
+    report = task.evaluate()
+    assert report["scores"]["mase"] < 0.95 * min(report["floors"].values()), report["scores"]
+    assert report["season"] == 12 and not report["warnings"]
+    assert "coverage_80" not in report["scores"] or 0.5 < report["scores"]["coverage_80"] <= 1
+    again = recurra.load(tmp_path / "run").evaluate([test])
+    assert again["scores"]["mse"] == pytest.approx(report["scores"]["mse"], rel=1e-4), (
+        "a test file goes on from training"
+    )
+    rows = task.predict(str(test))
+    horizon = KINDS[kind]["horizon"]
+    assert len(rows) == 3 * horizon and [row["ds"] for row in rows[:2]] == ["216", "217"]
+    for row in rows:
+        k, t = int(row["unique_id"][1]), int(row["ds"])
+        assert abs(row["mean"] - 100 * k - (k + 1) * np.sin(2 * np.pi * t / 12)) < 0.6 * (k + 1), (
+            "in the units of its series"
+        )
+    assert all(text for text in (task.shown(rows[0]), *task.lines(report)))
+
+
+def test_every_window_of_the_test_part_is_scored_and_none_reads_ahead(tmp_path: Path) -> None:
+    data = waves(tmp_path / "w.csv", series=2, steps=100)
+    task = prepared(
+        tmp_path, data, {"context": 10, "horizon": 5, "train_steps": 50, "valid_steps": 20, "test_steps": 20}
+    )
+    report = task.evaluate()
+    assert report["data"] == "test" and report["n"] == 2 * (20 - 5 + 1)
+    assert any("last 20 steps lie after" in note for note in task.notes())
+    found = panel([data])
+    changed = found.values.copy()
+    changed[90:100] += 50
+    changed[190:] += 50
+    rows = [(name, t, changed[100 * k + t, 0]) for k, name in enumerate(found.names) for t in range(100)]
+    other = table(tmp_path / "other.csv", ["unique_id", "ds", "y"], rows)
+    (tmp_path / "b").mkdir()
+    again = prepared(
+        tmp_path / "b", other, {"context": 10, "horizon": 5, "train_steps": 50, "valid_steps": 20, "test_steps": 20}
+    )
+    assert again.evaluate()["scores"] == report["scores"], "what lies after the test part changes nothing"
+
+
+def test_scales_come_from_training_alone(tmp_path: Path) -> None:
+    data = table(tmp_path / "t.csv", ["ds", "y"], [(t, t % 5 if t < 80 else 1000 * t) for t in range(100)])
+    task = prepared(tmp_path, data, {"context": 10, "horizon": 5, "valid_steps": 20})
+    mean, deviation = task.known["scales"]["units"]["series"]
+    np.testing.assert_allclose([mean[0], deviation[0]], [2, np.std(range(5))], rtol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["known", "static", "calendar"])
+def test_covariates_are_used(tmp_path: Path, what: str) -> None:
+    """y is what the covariate says and nothing else, so that no floor can reach it."""
+    rng = np.random.default_rng(1)
+    if what == "known":
+        promo = rng.integers(0, 2, 300)
+        rows = [("a", t, 10 * promo[t] if t < 290 else "", promo[t]) for t in range(300)]
+    elif what == "static":
+        rows = [(f"s{k}", t, 10 * (k % 2) * (t % 2), k % 2) for k in range(6) for t in range(60)]
+    else:
+        days = np.arange("2024-01-01", "2024-12-01", dtype="datetime64[D]")
+        rows = [("a", str(day), 10 * (day.astype(int) % 7 == 2), 0) for day in days]
+    data = table(tmp_path / "t.csv", ["unique_id", "ds", "y", "x"], rows)
+    task = {"context": 2, "horizon": 4, "head": "direct", "scale": "series", "linear": False, "season": 3}
+    task |= {"calendar": True} if what == "calendar" else {what: "x"}
+    settings = {"task": task, "model": {"hidden": 24, "dropout": 0.0}, "optimizer": {"rate": 2e-2, "warmup": 5}}
+    found = recurra.train("forecast", data, out=tmp_path / "run", settings=settings, cell="gru", steps=200)
+    assert found.evaluate()["scores"]["mae"] < (1.0 if what == "calendar" else 0.4)
+    if what == "known":
+        told = [row["mean"] for row in found.predict(str(data))]
+        np.testing.assert_allclose(told, 10 * promo[290:294], atol=1.5)
+
+
+def test_a_planted_anomaly_is_the_first_that_is_named(tmp_path: Path) -> None:
+    train = waves(tmp_path / "train.csv", steps=180)
+    rows = [line.split(",") for line in waves(tmp_path / "t.csv", steps=60, begin=180).read_text().splitlines()[1:]]
+    rows[70][2] = str(float(rows[70][2]) + 6)
+    test = table(tmp_path / "test.csv", ["unique_id", "ds", "y"], rows)
+    settings = {"task": KINDS["segments"], "model": {"hidden": 16, "dropout": 0.0}, "optimizer": {"rate": 5e-3}}
+    task = recurra.train("forecast", train, test=test, out=tmp_path / "run", settings=settings, steps=150)
+    first = task.evaluate()["unusual"][0]
+    assert (first["unique_id"], first["ds"]) == (rows[70][0], rows[70][1])
+    step = task.anomalies(test)[0]
+    assert (step["unique_id"], step["ds"]) == (rows[70][0], rows[70][1]) and step["score"] > 3
+
+
+def test_music_is_learnt_and_the_first_frame_is_not_counted(tmp_path: Path) -> None:
+    data, test = music(tmp_path / "m.csv"), music(tmp_path / "t.csv", series=2, steps=20)
+    settings = {"task": {"output": "binary"}, "model": {"hidden": 24, "dropout": 0.0, "input_dropout": 0.0}}
+    settings["optimizer"] = {"rate": 2e-2, "warmup": 5}
+    task = recurra.train("forecast", data, test=test, out=tmp_path / "run", settings=settings, steps=150)
+    report = task.evaluate()
+    assert report["n"] == 2 * 19 and report["scores"]["nats_per_step"] < 0.3 < min(report["floors"].values())
+    rows = task.predict(str(test))
+    assert len(rows) == 6 and [row["probability"] > 0.5 for row in rows[:3]] == [False, False, True]
+    values = panel([test]).values[:20]
+    model: Any = task.model
+    scores, state, nats = None, model.initial_state(1), 0.0
+    with torch.no_grad():
+        for t in range(19):
+            scores, state = model(torch.from_numpy(values[t : t + 1]), state)
+            p = scores[0].sigmoid().numpy()
+            nats -= np.log(np.where(values[t + 1] > 0, p, 1 - p)).sum()
+    assert report["scores"]["nats_per_step"] * 19 == pytest.approx(nats, rel=0.3)
+
+
+def test_answers_to_lines_are_forecasts_and_bad_lines_are_passed_over(tmp_path: Path) -> None:
+    task = prepared(tmp_path, waves(tmp_path / "w.csv"), {"context": 6, "horizon": 2})
+    answers = list(task.answers(["[1, 2, 3]", "none", "[[1], [2]]", "[[1, 2], [3, 4]]", "[]", '["a"]']))
+    good = [one for one in answers if isinstance(one, dict)]
+    assert [one["unique_id"] for one in good] == ["line 1"] * 2 + ["line 3"] * 2 and good[0]["ds"] == "3"
+    assert [str(one)[:6] for one in answers if isinstance(one, DataError)] == ["line 2", "line 4", "line 5", "line 6"]
+    assert json.dumps(good)
+
+
+def test_the_survey_draws_the_window_and_warns(tmp_path: Path) -> None:
+    data = table(
+        tmp_path / "t.csv",
+        ["unique_id", "ds", "y"],
+        [("flat", t, 1) for t in range(30)] + [("b", t, t) for t in range(60)],
+    )
+    config = build({"task": {"name": "forecast", "context": 40, "horizon": 5}})
+    report = Forecast.survey(config, Sources([data]))
+    assert report["series"] == 2 and report["steps"] == 90 and "#" in report["first window"]
+    assert any("never changes" in words for words in report["warnings"])
+    assert any("fewer than 45 steps" in words for words in report["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({"horizn": 3}, "task.horizn is not an option"),
+        ({"horizon": 0}, "task.horizon was 0"),
+        ({"head": "recurrent", "output": "quantiles"}, "cannot be fed back"),
+        ({"head": "recurrent", "linear": True}, "leave it out with task.head=recurrent"),
+        ({"levels": (0.9, 0.1)}, "from low to high"),
+        ({"train_steps": 20}, "without task.valid_steps"),
+        ({"valid_steps": 120}, "too short"),
+        ({"log": True}, "wants values above 0"),
+        ({"output": "binary"}, "wants zeros and ones"),
+        ({"output": "binary", "horizon": 3}, "leave out task.horizon"),
+        ({"horizon": 100}, "no series has a horizon of 100 steps"),
+        ({"calendar": True}, "wants dates"),
+        ({"segment": 30, "context": 20}, "task.segment was 30"),
+        ({"frequency": "1h"}, "plain numbers"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(tmp_path: Path, task: dict[str, Any], words: str) -> None:
+    with pytest.raises((DataError, UsageError)) as caught:
+        made = prepared(tmp_path, waves(tmp_path / "w.csv"), task)
+        next(made.batches())
+        made.validate()
+    assert words in str(caught.value)
+
+
+def test_other_files_are_refused_in_words(tmp_path: Path) -> None:
+    task = prepared(tmp_path, waves(tmp_path / "w.csv"), {"context": 6, "horizon": 2})
+    wide = table(tmp_path / "wide.csv", ["ds", "a"], [(1, 2), (2, 3)])
+    with pytest.raises(UsageError, match="no column 'y'"):
+        task.predict(str(wide))
+    dated = table(tmp_path / "dated.csv", ["unique_id", "ds", "y"], [("a", "2024-01-01", 1), ("a", "2024-01-02", 2)])
+    with pytest.raises(DataError, match="times are dates here"):
+        task.predict(str(dated))
+    with pytest.raises(DataError, match="no series has a horizon"):
+        task.evaluate([table(tmp_path / "short.csv", ["unique_id", "ds", "y"], [("z", 1, 1), ("z", 2, 2)])])
+    with pytest.raises(UsageError, match="two ways to say one thing"):
+        config = build({"task": {"name": "forecast", "valid_steps": 3}})
+        Forecast.prepare(config, Sources([tmp_path / "w.csv"], [tmp_path / "w.csv"]), tmp_path)
+
+
+@pytest.mark.shared
+def test_seasonal_naive_on_m4_hourly_is_as_published(tmp_path: Path) -> None:
+    if not (SHARED / "m4-hourly").exists():
+        pytest.skip("the shared data sets are absent")
+    begins: dict[str, int] = {}
+    for part in ("train", "test"):
+        lines = panel_rows(SHARED / "m4-hourly" / f"Hourly-{part}.csv.gz", begins)
+        table(tmp_path / f"{part}.csv", ["unique_id", "ds", "y"], lines)
+    config = build({**SMALL, "task": {"name": "forecast", "context": 24, "horizon": 48, "valid_steps": 48}})
+    (tmp_path / "data").mkdir()
+    sources = Sources([tmp_path / "train.csv"], (), [tmp_path / "test.csv"])
+    task = Forecast.prepare(config, sources, tmp_path / "data")
+    task.build(task.settle(config, 1.0))
+    report = task.evaluate()
+    floor = report["floor_scores"]["seasonal naive"]
+    assert report["n"] == 414 and report["season"] == 24
+    assert round(floor["smape"], 3) == 13.912 and round(floor["mase"], 3) == 1.193
+
+
+@pytest.mark.shared
+def test_floors_on_ett_are_as_measured_elsewhere(tmp_path: Path) -> None:
+    file = SHARED / "ett-h1" / "ETTh1.csv.gz"
+    if not file.exists():
+        pytest.skip("the shared data sets are absent")
+    task = prepared(
+        tmp_path, file, {"context": 96, "horizon": 96, "train_steps": 8640, "valid_steps": 2880, "test_steps": 2880}
+    )
+    report = task.evaluate()
+    assert report["n"] == 2785
+    assert round(report["floor_scores"]["seasonal naive"]["mse_scaled"], 3) == 0.512
+    assert round(report["floor_scores"]["last value"]["mse_scaled"], 3) == 1.294
+
+
+def panel_rows(path: Path, begins: dict[str, int]) -> list[tuple[str, int, str]]:
+    """The rows of a file with a series a line, in long form; `begins` goes on from file to file."""
+    import gzip
+
+    rows = []
+    with gzip.open(path, "rt") as file:
+        for name, *cells in list(csv.reader(file))[1:]:
+            values = [cell for cell in cells if cell]
+            rows += [(name, begins.get(name, 0) + t, value) for t, value in enumerate(values)]
+            begins[name] = begins.get(name, 0) + len(values)
+    return rows

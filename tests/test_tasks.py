@@ -1,0 +1,472 @@
+"""The tasks on examples: laws of tasks, scores against oracles, floors, and what the lectures show of them."""
+
+import itertools
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import recurra
+from recurra import testing
+from recurra.config import build
+from recurra.data import split
+from recurra.data.examples import Examples
+from recurra.data.feed import Buckets, Ragged
+from recurra.data.vocabulary import Vocabulary, words
+from recurra.embed.bags import Bag, one_hot
+from recurra.errors import DataError, UsageError
+from recurra.models import POOLINGS, Table
+from recurra.recurrent import largest_over, mean_over
+from recurra.tasks import TASKS, Classify, Regress, Sources, Tag, floors, scores
+from recurra.tasks.examples import OnExamples
+
+FILMS = [
+    ("a fine warm film", "good"),
+    ("dull and cold", "bad"),
+    ("warm , fine and funny", "good"),
+    ("a cold dull mess", "bad"),
+]
+
+
+def films(folder: Path, count: int = 24, *, separator: str = "") -> Path:
+    path, more = folder / "films.csv", f"{separator}long"
+    some = list(itertools.islice(itertools.cycle(FILMS), count))
+    rows = [f'"{text}","{label}{more if separator and at % 3 else ""}"' for at, (text, label) in enumerate(some)]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def trips(folder: Path, count: int = 24) -> Path:
+    """The lecture's sentences: what stands before the place says whether it is where one goes or whence one leaves."""
+    path, some = folder / "trips.tsv", random.Random(0)
+    lines = []
+    for at in range(count):
+        place, day = some.choice(["Recife", "Natal", "Olinda"]), some.choice(["2", "3", "14"])
+        verb, kind = [("arrive at", "destination"), ("leave", "origin")][at % 2]
+        tags = ["O"] * len(verb.split()) + [f"B-{kind}", "O", "B-date", "I-date"]
+        lines.append(f"{verb.split()[0]}\t{verb} {place} on {day} November\t{' '.join(tags)}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def waves(folder: Path, kind: str) -> Path:
+    path, rng = folder / "waves.npz", np.random.default_rng(0)
+    x, lengths = rng.normal(size=(20, 9, 2)).astype(np.float32), rng.integers(3, 10, 20)
+    y = {
+        "label": np.array(["up", "down"])[(x[:, 0, 0] > 0).astype(int)],
+        "labels": np.array(["up", "down"])[(x[:, :, 0] > 0).astype(int)],
+        "number": x[:, 0, :1].astype(np.float32),
+        "numbers": x.cumsum(1)[:, :, :1].astype(np.float32),
+    }[kind]
+    np.savez(path, x=x, y=y, lengths=lengths)
+    return path
+
+
+MEMBERS: dict[str, tuple[str, Callable[[Path], Path], dict[str, Any], Any]] = {
+    "classify words": ("classify", films, {}, "a warm film"),
+    "classify attention": ("classify", films, {"task": {"pooling": "attention"}}, "a warm film"),
+    "classify one direction": ("classify", films, {"task": {"bidirectional": False, "pooling": "last"}}, "a warm film"),
+    "classify balanced": ("classify", films, {"task": {"balance": True, "pooling": "mean"}}, "a warm film"),
+    "classify characters": ("classify", films, {"tokens": {"kind": "characters"}}, "a warm film"),
+    "classify one-hot": ("classify", films, {"embed": {"kind": "onehot"}}, "a warm film"),
+    "classify several": (
+        "classify",
+        lambda folder: films(folder, separator="|"),
+        {"data": {"separator": "|"}},
+        "a warm film",
+    ),
+    "classify series": ("classify", lambda folder: waves(folder, "label"), {}, [[1.0, 2.0], [0.5, -1.0]]),
+    "tag and intent": ("tag", trips, {}, "leave Recife on 2 November"),
+    "tag without crf": ("tag", trips, {"task": {"crf": False, "letters": False}}, ["leave", "Recife"]),
+    "tag frames": ("tag", lambda folder: waves(folder, "labels"), {}, [[1.0, 2.0], [0.5, -1.0]]),
+    "regress": ("regress", lambda folder: waves(folder, "number"), {}, [[1.0, 2.0], [0.5, -1.0]]),
+    "regress absolute": ("regress", lambda folder: waves(folder, "number"), {"task": {"loss": "mae"}}, [[1.0, 2.0]]),
+    "regress every step": ("regress", lambda folder: waves(folder, "numbers"), {}, [[1.0, 2.0], [0.5, -1.0]]),
+}
+
+
+def made(name: str, folder: Path) -> tuple[OnExamples, Any]:
+    """A task of the table with a model that has not learnt, in `eval()`, and a question for it."""
+    task, data, values, question = MEMBERS[name]
+    values = {**values, "task": {"name": task, **values.get("task", {})}, "model": {"hidden": 5}, "train": {"rows": 4}}
+    config = build(values)
+    (folder / "data").mkdir()
+    one = TASKS[task].prepare(config, Sources([data(folder)]), folder / "data")
+    assert isinstance(one, OnExamples)
+    torch.manual_seed(0)
+    one.build(one.settle(config, 1.0))
+    one.model.eval()
+    return one, question
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("law", testing.TASK_LAWS, ids=lambda law: law.__name__)
+def test_a_task_keeps_the_task_laws(name: str, law: Callable[..., None], tmp_path: Path) -> None:
+    law(*made(name, tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_an_answer_does_not_hang_on_its_company(name: str, tmp_path: Path) -> None:
+    task, _ = made(name, tmp_path)
+    examples = task.parts["train"].examples
+    together = list(task.answer(examples, 2))
+    for row in range(len(examples)):
+        alone = next(task.answer(examples.take([row]), 2))
+        assert near(alone, together[row]), f"example {row}: {alone} alone, {together[row]} in company"
+
+
+def near(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return set(one) == set(other) and all(near(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(near(a, b) for a, b in zip(one, other, strict=True))
+    return one == pytest.approx(other, abs=1e-5) if isinstance(one, float) else one == other
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_the_loss_of_the_batches_is_that_of_the_judge(name: str, tmp_path: Path) -> None:
+    """Of a whole epoch without noise, weighted, beside what `judge` says of the same part row by row."""
+    task, _ = made(name, tmp_path)
+    if name == "classify balanced":
+        return  # it weighs the labels in training only
+    total = weight = 0.0
+    for batch in itertools.islice(task.batches(), task.steps_per_epoch()):
+        with torch.no_grad():
+            loss, _ = task.loss(batch, ())
+        total, weight = total + float(loss) * batch.weight, weight + batch.weight
+    assert total / weight == pytest.approx(task.judge(task.parts["train"]).loss, rel=1e-4)
+
+
+QUICK = {
+    "model": {"dropout": 0.0, "input_dropout": 0.0},
+    "optimizer": {"rate": 1e-2, "warmup": 5},
+    "train": {"rows": 4, "validations": 2},
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_network_learns_what_there_is_to_learn(name: str, tmp_path: Path) -> None:
+    task, data, values, _ = MEMBERS[name]
+    path, values = data(tmp_path), {**{section: dict(fields) for section, fields in values.items()}, **QUICK}
+    done = recurra.train(task, path, valid=path, out=tmp_path / "run", settings=values, steps=300, hidden=12, threads=1)
+    assert isinstance(done, OnExamples)
+    start, _ = made(name, tmp_path)
+    assert done.judge(done.parts["train"]).loss < 0.5 * start.judge(start.parts["train"]).loss
+
+
+# --- the lectures -----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_place_is_origin_or_destination_by_what_came_before(tmp_path: Path) -> None:
+    data = trips(tmp_path, 60)
+    task = recurra.train("tag", data, valid=data, out=tmp_path / "run", settings=QUICK, steps=150, hidden=16, threads=1)
+    to, fro = task.predict("arrive at Recife on 2 November"), task.predict("leave Recife on 2 November")
+    assert [(span["kind"], span["text"]) for span in to["spans"]] == [("destination", "Recife"), ("date", "2 November")]
+    assert [(span["kind"], span["text"]) for span in fro["spans"]] == [("origin", "Recife"), ("date", "2 November")]
+    assert (to["intent"], fro["intent"]) == ("arrive", "leave")
+
+
+def test_a_tweet_with_handle_and_emoji_survives_the_words(tmp_path: Path) -> None:
+    family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
+    tweet = f"@ana_42 que filme!!! \U0001f44d\U0001f3fd{family} #cinema n\u00e3o perca :-) \U0001f1e7\U0001f1f7 don't"
+    assert words(tweet) == [
+        "@ana_42", "que", "filme", "!!!", "\U0001f44d\U0001f3fd", family, "#cinema",
+        "n\u00e3o", "perca", ":", "-", ")", "\U0001f1e7\U0001f1f7", "do", "n't",
+    ]  # fmt: skip
+
+
+CHICKEN = "the chicken crossed the road because it was not cooked"
+SHUFFLED = "the chicken was cooked because it crossed not the road"
+
+
+def test_a_bag_of_words_loses_what_a_network_keeps_the_order(tmp_path: Path) -> None:
+    bag = Bag([CHICKEN.split(), SHUFFLED.split()]).matrix.toarray()
+    assert (bag[0] == bag[1]).all(), "the same words as often"
+    birds, both = ["chicken", "duck", "goose", "hen", "turkey", "quail"], ((CHICKEN, "alive"), (SHUFFLED, "dinner"))
+    rows = [f"{text.replace('chicken', bird)},{label}" for bird in birds for text, label in both]
+    data = tmp_path / "birds.csv"
+    data.write_text("text,label\n" + "\n".join(rows * 2) + "\n")
+    task = recurra.train(
+        "classify", data, valid=data, out=tmp_path / "run", settings=QUICK, steps=100, hidden=8, threads=1
+    )
+    assert task.predict(CHICKEN)["label"] == "alive" and task.predict(SHUFFLED)["label"] == "dinner"
+
+
+def test_one_hot_words_have_no_neighbourhood() -> None:
+    known = ["king", "queen", "chicken"]
+    rows = one_hot([*known, "road"], known).toarray()
+    assert (rows[:3] == np.eye(3)).all() and not rows[3].any()
+
+
+def test_bags_count_and_weigh_as_written() -> None:
+    texts = [["the", "cat", "the", "dog"], ["the", "bird"]]
+    counted = Bag(texts, order=2)
+    grams = lambda text: text + [" ".join(pair) for pair in itertools.pairwise(text)]  # noqa: E731
+    for row, text in zip(counted.matrix.toarray(), texts, strict=True):
+        assert dict(zip(counted.names, row, strict=True)) == {name: grams(text).count(name) for name in counted.names}
+    weighed = Bag(texts, weighted=True)
+    have = {name: sum(name in text for text in texts) for name in weighed.names}
+    for row, text in zip(weighed.matrix.toarray(), texts, strict=True):
+        want = np.array(
+            [(1 + np.log(text.count(n))) * (1 + np.log(3 / (1 + have[n]))) if n in text else 0.0 for n in weighed.names]
+        )
+        assert np.allclose(row, want / np.linalg.norm(want))
+    assert not weighed.rows([["fish"]]).toarray().any()
+
+
+# --- words, buckets, parts ----------------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=60))
+def test_words_leave_out_nothing_but_white_space(text: str) -> None:
+    assert "".join(words(text)) == "".join(text.split()) or any(not char.isprintable() for char in text)
+
+
+def test_a_vocabulary_knows_what_occurs_twice_and_what_has_a_vector() -> None:
+    known = Vocabulary.learn([["The", "cat"], ["the", "dog"]], 10, lower=True, also=["dog", "bird"])
+    assert known.words == ["the", "dog", "bird"] and known.seen == 3
+    assert known.encode(["THE", "cat", "dog", "bird"]).tolist() == [1, 0, 2, 3]
+    assert Vocabulary.restored(json.loads(json.dumps(known.content()))).content() == known.content()
+    for wrong in (None, {}, known.content() | {"words": ["a", "a"]}, known.content() | {"seen": 9}):
+        with pytest.raises(ValueError, match=r"vocabulary|different|seen"):
+            Vocabulary.restored(wrong)
+
+
+def test_words_that_do_not_occur_in_training_keep_their_vectors() -> None:
+    table = Table(3, 2, 4)
+    table.fixed.copy_(torch.arange(8.0).view(2, 4))
+    out = table(torch.tensor([[0, 2, 3, 4]]))
+    assert torch.equal(out[0, :2], table.learnt.weight[[0, 2]]) and torch.equal(out[0, 2:], table.fixed)
+    out.sum().backward()
+    assert table.learnt.weight.grad is not None and table.learnt.weight.grad.sum() == 8
+    assert [name for name, _ in table.named_parameters()] == ["learnt.weight"]
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 3))
+@settings(max_examples=60)
+def test_buckets_read_each_row_once_an_epoch_and_follow_from_the_step(lengths: list[int], rows: int, seed: int) -> None:
+    buckets = Buckets(np.array(lengths), rows, seed)
+    size = buckets.epoch_steps()
+    taken = list(itertools.islice(buckets.batches(), 3 * size))
+    for epoch in range(3):
+        together = np.concatenate([batch for _, batch in taken[epoch * size : (epoch + 1) * size]])
+        assert sorted(together.tolist()) == list(range(len(lengths)))
+    for start in (0, size - 1, size, 2 * size):
+        step, batch = next(buckets.batches(start))
+        assert step == start and np.array_equal(batch, taken[start][1])
+
+
+def test_buckets_save_padding() -> None:
+    lengths = np.random.default_rng(0).integers(1, 100, 2000)
+    random_order = np.random.default_rng(1).permutation(lengths).reshape(-1, 20)
+    padding = 1 - lengths.sum() / (20 * random_order.max(1).sum())
+    assert Buckets(lengths, 20).padding() < 0.1 * padding
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=6, max_size=50), st.integers(2, 6), st.integers(0, 3))
+def test_folds_part_the_rows_and_spread_the_labels(labels: list[str], count: int, seed: int) -> None:
+    parts = split.folds(labels, count, seed)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
+    for label in "abc":
+        shares = [sum(labels[row] == label for row in part) for part in parts]
+        assert max(shares) - min(shares) <= 1
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=2, max_size=80), st.floats(0.05, 0.9), st.integers(0, 3))
+def test_what_is_held_back_has_its_share_of_each_label(labels: list[str], share: float, seed: int) -> None:
+    try:
+        kept, held = split.held_back(labels, share, seed)
+    except DataError:
+        assert len(labels) < 2 / share
+        return
+    assert sorted([*kept, *held]) == list(range(len(labels))) and len(kept) and len(held)
+    for label in "abc":
+        rows, own = labels.count(label), sum(labels[row] == label for row in held)
+        assert abs(own - share * rows) <= 2 or own == rows - 1
+
+
+@given(st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=8))
+def test_ragged_rows_are_padded_with_zeros(rows: list[list[int]]) -> None:
+    ragged = Ragged.of([np.array(row, np.int64) for row in rows], np.zeros(0, np.int64))
+    padded, lengths = ragged.padded(np.arange(len(rows))[::-1])
+    assert lengths.tolist() == [len(row) for row in rows[::-1]]
+    assert [row[:size] for row, size in zip(padded.tolist(), lengths.tolist(), strict=True)] == rows[::-1]
+    assert not any(any(row[size:]) for row, size in zip(padded.tolist(), lengths.tolist(), strict=True))
+
+
+def test_poolings_over_time_do_not_see_the_padding() -> None:
+    ys, lengths = torch.randn(3, 5, 4), torch.tensor([5, 2, 0])
+    ys = ys * (torch.arange(5) < lengths[:, None])[..., None]
+    for fn, want in ((mean_over, lambda x: x.mean(0)), (largest_over, lambda x: x.amax(0))):
+        for row, size in enumerate(lengths.tolist()):
+            assert torch.allclose(fn(ys, lengths)[row], want(ys[row, :size]) if size else torch.zeros(4))
+        assert torch.allclose(fn(ys, None)[0], want(ys[0]))
+
+
+# --- scores and floors --------------------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_scores_are_those_of_scikit_learn(data: st.DataObject) -> None:
+    from sklearn import metrics
+
+    count, labels = data.draw(st.integers(1, 30)), data.draw(st.integers(2, 4))
+    truth = np.array(data.draw(st.lists(st.integers(0, labels - 1), min_size=count, max_size=count)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    probabilities = rng.dirichlet(np.ones(labels), count)
+    guesses = probabilities.argmax(1)
+    found = scores.of_labels(truth, probabilities)
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, guesses))
+    assert found["macro_f1"] == pytest.approx(metrics.f1_score(truth, guesses, average="macro", zero_division=0))
+    assert found["nats"] == pytest.approx(metrics.log_loss(truth, probabilities, labels=range(labels)))
+    assert (
+        scores.confusion(truth, guesses, labels)
+        == metrics.confusion_matrix(truth, guesses, labels=range(labels)).tolist()
+    )
+    several = (rng.random((count, labels)) > 0.5).astype(np.float32)
+    guessed = (probabilities > 0.5).astype(np.float32)
+    assert scores.micro_f1(several, guessed) == pytest.approx(
+        metrics.f1_score(several, guessed, average="micro", zero_division=0)
+    )
+
+
+def test_the_calibration_error_of_known_bins() -> None:
+    confidence, right = np.array([0.95, 0.95, 0.65, 1.0]), np.array([True, False, True, True])
+    high = abs((0.95 + 0.95 + 1.0) / 3 - 2 / 3)
+    assert scores.calibration_error(confidence, right) == pytest.approx(0.75 * high + 0.25 * 0.35)
+
+
+def test_floors_of_labels_reach_what_they_can() -> None:
+    texts = [text.split() for text, _ in FILMS] * 5
+    targets = np.array([label == "good" for _, label in FILMS] * 5).astype(np.int64)
+    vectors = {"fine": np.array([1.0, 0.0]), "dull": np.array([-1.0, 0.0]), "warm": np.array([1.0, 1.0])}
+    found = floors.label_floors((texts, targets), (texts, targets), vectors)
+    assert found["most frequent label"] == 0.5 and found["words and pairs, logistic"] == 1.0
+    assert found["mean of vectors, logistic"] == 1.0
+    several = np.stack([targets, 1 - targets, np.ones_like(targets)], axis=1).astype(np.float32)
+    assert floors.label_floors((texts, several), (texts, several), None)["words and pairs, logistic"] == 1.0
+
+
+def test_floors_do_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floors, "find_spec", lambda name: None)
+    some = ([["a"], ["b"]], np.array([0, 1]))
+    assert list(floors.label_floors(some, some, None)) == ["most frequent label"]
+
+
+def test_the_nearest_series_is_found_whatever_its_length() -> None:
+    rise, fall = np.linspace(0, 1, 7)[:, None], np.linspace(1, 0, 12)[:, None]
+    found = floors.label_floors(
+        ([rise, fall], np.array([0, 1])), ([fall[::2], rise[::3], rise], np.array([1, 0, 0])), None
+    )
+    assert found["nearest series"] == 1.0
+
+
+def test_ridge_finds_a_sum_over_the_last_steps(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    xs = Ragged.of(
+        [rng.normal(size=(n, 1)).astype(np.float32) for n in rng.integers(5, 30, 200)], np.zeros((0, 1), np.float32)
+    )
+    sums = [xs.values[a:b][-3:].sum(0, keepdims=True) for a, b in itertools.pairwise(xs.bounds)]
+    targets = Ragged.of(sums, np.zeros((0, 1), np.float32))
+    found = floors.number_floors((xs, targets), (xs, targets), np.ones(1), ahead=False)
+    assert found["mean"] > 1 and found["ridge on 29 steps"] < 1e-3
+
+
+def test_the_tag_of_the_word_is_its_most_frequent() -> None:
+    train, tags = [["a", "b", "b"], ["b", "c"]], [["X", "Y", "X"], ["Y", "X"]]
+    found = floors.tag_floors(train, tags, [["b", "a", "new"]], [["Y", "X", "X"]])
+    assert found == {"most frequent tag": pytest.approx(2 / 3), "tag of the word": 1.0}
+
+
+# --- what users do wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "content", "wanted"),
+    [
+        ("classify", "text,label\na b,x\nc d,x\ne f,x\n", "every example has the label 'x'"),
+        ("classify", "text,label\na b,x\n", "too few"),
+        ("classify", "text,label\na b,x\n,y\nc,z\n", "films.csv:3"),
+        ("classify", "text,label\na b,x\nc,y,z\n", "films.csv:3"),
+        ("classify", "", "empty"),
+        (
+            "classify",
+            "text,label\n" + "\n".join(f"words {at},{at}.5" for at in range(60)),
+            "is this the column of the label",
+        ),
+        ("regress", "text,label\na b,1\nc d,many\n", "films.csv:3"),
+        ("regress", "text,label\na b,1\nc d,nan\ne,2\n", "not finite"),
+        ("regress", "text,label\na b,1\nc d,1\nd,1\ne,1\n", "numbers that differ"),
+    ],
+)
+def test_bad_data_is_refused_in_words(task: str, content: str, wanted: str, tmp_path: Path) -> None:
+    (tmp_path / "films.csv").write_text(content)
+    with pytest.raises((DataError, UsageError), match=wanted):
+        recurra.train(task, tmp_path / "films.csv", out=tmp_path / "run", steps=1, hidden=4, threads=1)
+    assert not (tmp_path / "run" / "config.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "wanted"),
+    [
+        ("classify", {"task": {"poling": "max"}}, r"task.poling is not an option; did you mean 'pooling'"),
+        ("classify", {"task": {"pooling": "sum"}}, "task.pooling was 'sum'"),
+        ("classify", {"embed": {"tied": True}}, "embed.tied is for networks that write"),
+        ("classify", {"learner": {"window": 3}}, "it reads whole sequences"),
+        ("classify", {"cell": {"name": "nosuch"}}, "there is no cell called 'nosuch'"),
+        ("classify", {"data": {"fold": 3, "folds": 2}}, "data.fold counts from 1"),
+        ("regress", {"data": {"text": "nosuch"}}, "nosuch"),
+        ("language", {"data": {"label": "stars"}}, "the language task reads texts as they are"),
+        ("language", {"tokens": {"lower": True}}, "tokens.lower would lose"),
+    ],
+)
+def test_a_wrong_call_is_refused_in_words(task: str, values: dict[str, Any], wanted: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=wanted):
+        recurra.train(task, films(tmp_path), out=tmp_path / "run", settings=values, steps=1, hidden=4, threads=1)
+
+
+def test_a_label_that_was_not_there_in_training_is_named(tmp_path: Path) -> None:
+    task, _ = made("classify words", tmp_path)
+    with pytest.raises(DataError, match="the example has the label 'odd'"):
+        task.encode_targets(Examples("text", ["a"], [("odd",)], None, ["the example"]))
+
+
+def test_word_vectors_start_the_table_and_their_coverage_is_said(tmp_path: Path) -> None:
+    (tmp_path / "v.txt").write_text("film 1 2\nwarm 3 4\nunseen 5 6\n")
+    config = build(
+        {
+            "task": {"name": "classify"},
+            "embed": {"vectors": str(tmp_path / "v.txt"), "frozen": 1.0},
+            "model": {"hidden": 4},
+        }
+    )
+    (tmp_path / "data").mkdir()
+    task = Classify.prepare(config, Sources([films(tmp_path)]), tmp_path / "data")
+    task.build(task.settle(config, 1.0))
+    known, table = task.inputs.tokens, task.model.encoder.embedding
+    for word, vector in (("film", [1.0, 2.0]), ("warm", [3.0, 4.0]), ("unseen", [5.0, 6.0])):
+        assert table(torch.tensor([known.id(word)]))[0].tolist() == vector
+    assert known.id("unseen") >= known.seen, "a word without an example does not learn"
+    assert [held is table.learnt.weight for held in task.held(0.5)] == [True] and task.held(1.0) == []
+    assert any("have a vector in" in note for note in task.notes())
+
+
+def test_sequences_are_cut_only_where_it_is_asked_for_and_said(tmp_path: Path) -> None:
+    config = build({"task": {"name": "classify"}, "data": {"longest": 3}, "model": {"hidden": 4}})
+    (tmp_path / "data").mkdir()
+    task = Classify.prepare(config, Sources([films(tmp_path)]), tmp_path / "data")
+    assert task.parts["train"].inputs.steps.lengths.max() == 3
+    assert any("sequences are cut after 3 steps" in note for note in task.notes())
+
+
+def test_every_pooling_has_a_name() -> None:
+    assert set(POOLINGS) == {"last", "mean", "max", "attention"}
+    assert {task.name for task in (Classify, Tag, Regress)} <= set(TASKS)
