@@ -85,6 +85,17 @@ def trec_questions(data: Path, out: Path) -> None:
         table(out / f"{name}.csv", ["text", "label"], [(words, coarse) for coarse, _, words in rows])
 
 
+def restaurant8k(shared: Path, out: Path) -> None:
+    """What the system had asked for stands before the answer: `people? 4`, where `4` alone could be a time."""
+    for part in ("train", "test"):
+        with gzip.open(shared / f"restaurant8k/{part}.jsonl.gz", "rt") as lines, (out / f"{part}.jsonl").open("w") as file:
+            for line in lines:
+                one = json.loads(line)
+                asked = "".join(f"{slot}? " for slot in one["requested"])
+                labels = [[slot, begin + len(asked), end + len(asked)] for slot, begin, end in one["labels"]]
+                file.write(json.dumps({"text": asked + one["text"], "labels": labels}) + "\n")
+
+
 def spoken_digits(data: Path, out: Path) -> None:
     import soundfile
 
@@ -143,7 +154,7 @@ SETS: dict[str, Callable[[Path, Path], None]] = {
         train="mtod-slots/es.train.tsv.gz", valid="mtod-slots/es.eval.tsv.gz", test="mtod-slots/es.test.tsv.gz"
     ),
     "lener-br": copies(train="lener-br/train.conll.gz", valid="lener-br/dev.conll.gz", test="lener-br/test.conll.gz"),
-    "restaurant8k": copies(train="restaurant8k/train.jsonl.gz", test="restaurant8k/test.jsonl.gz"),
+    "restaurant8k": restaurant8k,
     "ucr": copies(
         **{
             f"{name}_{part}": f"ucr/{name}_{part}.ts.gz"

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from conftest import Answer, Shell
 
 import recurra
 import recurra.errors
@@ -40,47 +41,6 @@ COMMANDS = [
 ]
 SETTINGS = [part for setting in ("train.rows=4", "train.chunk=8") for part in ("--set", setting)]
 SMALL = ["--hidden", "8", "--threads", "1", *SETTINGS]
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def said(self) -> str:
-        """The one line on standard error, progress aside."""
-        lines = [line for line in self.err.splitlines() if line.startswith("recurra: ")]
-        assert len(lines) == 1, self.err
-        assert self.err.splitlines()[-1] == lines[0]
-        assert "Traceback" not in self.err
-        return lines[0]
-
-
-class Shell:
-    """The command line in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: object) -> Answer:
-        self._monkeypatch.setattr(sys, "argv", ["recurra", *map(str, arguments)])
-        self._capsys.readouterr()
-        threads = torch.get_num_threads()
-        try:
-            with pytest.raises(SystemExit) as left:
-                cli.main()
-        finally:
-            torch.set_num_threads(threads)
-        captured = self._capsys.readouterr()
-        return Answer(int(left.value.code or 0), captured.out, captured.err)
-
-
-@pytest.fixture
-def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Shell:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-    return Shell(monkeypatch, capsys)
 
 
 def child(*arguments: object, **more: Any) -> Answer:

@@ -126,6 +126,29 @@ def test_scales_come_from_training_alone(tmp_path: Path) -> None:
     np.testing.assert_allclose([mean[0], deviation[0]], [2, np.std(range(5))], rtol=1e-6)
 
 
+def test_the_loss_counts_nothing_that_was_filled(tmp_path: Path) -> None:
+    rows = [("a", t, t % 7 if t % 5 else "") for t in range(1, 80)]
+    data = table(tmp_path / "t.csv", ["unique_id", "ds", "y"], rows)
+    task = prepared(tmp_path, data, {"context": 8, "horizon": 4})
+    batch = next(task.batches())
+    values, seen = batch.targets.values, batch.targets.seen
+    assert 0 < float((1 - seen).sum()) and batch.weight == float(seen.sum())
+    with torch.no_grad():
+        before = task.loss(batch, ())[0]
+        values += (1 - seen) * 100
+        torch.testing.assert_close(task.loss(batch, ())[0], before)
+        values += seen * 100
+        assert task.loss(batch, ())[0] > before + 50
+
+
+def test_a_short_series_has_a_validation_part_as_long_as_its_horizon(tmp_path: Path) -> None:
+    data = table(tmp_path / "t.csv", ["ds", "y"], [(t, t % 4) for t in range(36)])
+    for number, horizon in enumerate([None, 8]):
+        (tmp_path / str(number)).mkdir()
+        task = prepared(tmp_path / str(number), data, {} if horizon is None else {"horizon": horizon})
+        assert task.known["horizon"] == (horizon or 4) and task.validate().loss > 0
+
+
 @pytest.mark.parametrize("what", ["known", "static", "calendar"])
 def test_covariates_are_used(tmp_path: Path, what: str) -> None:
     """y is what the covariate says and nothing else, so that no floor can reach it."""

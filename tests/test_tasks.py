@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Shell
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -470,3 +471,158 @@ def test_sequences_are_cut_only_where_it_is_asked_for_and_said(tmp_path: Path) -
 def test_every_pooling_has_a_name() -> None:
     assert set(POOLINGS) == {"last", "mean", "max", "attention"}
     assert {task.name for task in (Classify, Tag, Regress)} <= set(TASKS)
+
+
+# --- the command line -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run folder of each task."""
+    folder, found = tmp_path_factory.mktemp("runs"), {}
+    for task, data in (("classify", films), ("tag", trips), ("regress", lambda where: waves(where, "number"))):
+        path = data(folder)
+        found[task] = folder / task
+        recurra.train(task, path, valid=path, out=found[task], settings=QUICK, steps=100, hidden=8, threads=1)
+    return found
+
+
+def test_predict_keeps_the_order_and_goes_on_past_a_bad_line(
+    runs: dict[str, Path], shell: Shell, tmp_path: Path
+) -> None:
+    lines = ["a fine warm film", "", '{"text": "dull and cold"}', '{"words": 3}', "{bad", "funny and warm"]
+    (tmp_path / "asked.txt").write_text("\n".join(lines) + "\n")
+    answer = shell("predict", runs["classify"], "asked.txt", "--json")
+    assert answer.code == 3 and "3 inputs were passed over: line 2" in answer.said and "line 4" in answer.said
+    found = [json.loads(line) for line in answer.out.splitlines()]
+    assert [one["text"] for one in found] == ["a fine warm film", "dull and cold", "funny and warm"]
+    assert [one["label"] for one in found] == ["good", "bad", "good"]
+    plain = shell("predict", runs["classify"], "asked.txt", "--best", 1)
+    assert [line.split("\t")[0] for line in plain.out.splitlines()] == ["good", "bad", "good"]
+
+
+def test_predict_reads_tables_without_labels(runs: dict[str, Path], shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "asked.csv").write_text('text\n"dull, cold"\n"warm, fine"\n')
+    answer = shell("predict", runs["classify"], "asked.csv", "--json")
+    assert [json.loads(line)["label"] for line in answer.out.splitlines()] == ["bad", "good"] and answer.code == 0
+
+
+def test_predict_tags_and_numbers(runs: dict[str, Path], shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "asked.txt").write_text("leave Natal on 3 November\n")
+    found = json.loads(shell("predict", runs["tag"], "asked.txt", "--json").out)
+    assert found["tags"] == ["O", "B-origin", "O", "B-date", "I-date"] and found["intent"] == "leave"
+    (tmp_path / "asked.txt").write_text("[[1.0, 2.0], [0.5, 0.5]]\n[1, 2]\n[[1, NaN]]\n")
+    answer = shell("predict", runs["regress"], "asked.txt", "--json")
+    assert answer.code == 3 and "line 2 has 1 channels" in answer.said and "line 3" in answer.said
+    assert len(json.loads(answer.out)["numbers"]) == 1
+
+
+@pytest.mark.parametrize("task", ["classify", "tag", "regress"])
+def test_a_run_is_evaluated_and_its_report_is_json(task: str, runs: dict[str, Path], shell: Shell) -> None:
+    data = {"classify": "films.csv", "tag": "trips.tsv", "regress": "waves.npz"}[task]
+    answer = shell("evaluate", runs[task], runs[task].parent / data, "--json")
+    report = json.loads(answer.out)
+    assert answer.code == 0 and {"task", "scores", "floors", "headline", "n", "seconds"} <= set(report)
+    assert report["headline"] in report["scores"] and report["task"] == task
+    assert len(shell("evaluate", runs[task], runs[task].parent / data).out.splitlines()) > 3
+
+
+def test_check_says_what_is_wrong_with_labelled_data(shell: Shell, tmp_path: Path) -> None:
+    rows = ["same words,x"] * 30 + ["other words,y", "more words,y"]
+    (tmp_path / "some.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    (tmp_path / "valid.csv").write_text("text,label\nsame words,x\nnever seen,z\n")
+    answer = shell("check", "classify", "some.csv", "--valid", "valid.csv", "--json", "--no-timing")
+    report = json.loads(answer.out)
+    said = " ".join(report["warnings"])
+    assert "29 training examples occur twice" in said and "1 of 2 examples of valid are in the training" in said
+    assert "the most frequent label has 30" in said and "labels of valid that no training example has: z" in said
+    assert report["unknown_words_valid"] == 0.5 and report["labels"] == ["x: 30", "y: 2"]
+    timed = json.loads(shell("check", "classify", "some.csv", "--json", "--threads", 1).out)
+    assert timed["steps_of_a_pass"] == 1 and timed["seconds_of_a_pass"] > 0 and timed["parameters"] > 1000
+
+
+def test_check_names_tags_that_go_on_from_nothing(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "some.conll").write_text("a O\nb I-X\n\nc B-X\nd I-X\n\n" * 10)
+    report = json.loads(shell("check", "tag", "some.conll", "--json", "--no-timing").out)
+    assert any("go on from nothing" in words and "I-X" in words for words in report["warnings"])
+
+
+def test_check_names_a_constant_and_a_leaking_channel(shell: Shell, tmp_path: Path) -> None:
+    y = np.arange(20) % 2
+    x = np.random.default_rng(0).normal(size=(20, 6, 3)).astype(np.float32)
+    x[:, :, 1], x[:, :, 2] = 5.0, y[:, None]
+    np.savez(tmp_path / "some.npz", x=x, y=y)
+    said = " ".join(json.loads(shell("check", "classify", "some.npz", "--json", "--no-timing").out)["warnings"])
+    assert "channel 2: always the same number" in said and "channel 3 has one mean for each label" in said
+
+
+def test_folds_are_runs_that_are_put_together(shell: Shell, tmp_path: Path) -> None:
+    films(tmp_path)
+    command = [
+        "train",
+        "classify",
+        "films.csv",
+        "--folds",
+        3,
+        "--steps",
+        6,
+        "--hidden",
+        4,
+        "--out",
+        "cv",
+        "--threads",
+        1,
+    ]
+    answer = shell(*command, "--json")
+    report = json.loads(answer.out)
+    each = [
+        json.loads((tmp_path / "cv" / f"fold-{k}" / "best" / "assets.json").read_text())["scores"] for k in (1, 2, 3)
+    ]
+    assert report["folds"]["accuracy"] == [one["accuracy"] for one in each] and report["n"] == 24
+    assert report["scores"]["accuracy"] == pytest.approx(np.mean(report["folds"]["accuracy"]))
+    again = shell(*command, "--json")
+    assert json.loads(again.out)["folds"] == report["folds"], "the same command goes on from there"
+    assert shell(*command, "--test", "films.csv").code == 2
+
+
+def test_a_synthetic_set_trains_by_its_name(shell: Shell, tmp_path: Path) -> None:
+    answer = shell(
+        "train", "classify", "synthetic:parity", "--steps", 2, "--hidden", 4, "--out", "run", "--json", "--threads", 1
+    )
+    assert answer.code == 0 and json.loads(answer.out)["n"] == 1000
+    assert shell("train", "classify", "synthetic:nosuch", "--steps", 2, "--out", "other").code == 2
+
+
+@pytest.mark.parametrize("name", ["classify words", "tag and intent", "regress every step"])
+def test_a_stopped_training_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    class Stop(Exception):  # noqa: N818 - nothing is wrong
+        pass
+
+    def until(step: int) -> Callable[..., None]:
+        def tell(kind: str, **fields: Any) -> None:
+            if kind == "step" and fields["step"] == step:
+                raise Stop
+
+        return tell
+
+    task, data, values, _ = MEMBERS[name]
+    noisy = {
+        "model": {"dropout": 0.3, "input_dropout": 0.2},
+        "train": {"rows": 4, "checkpoint_seconds": 1e-6, "patience": 99},
+    }
+    path, values = data(tmp_path), {**{section: dict(fields) for section, fields in values.items()}, **noisy}
+
+    def train(out: Path, **more: Any) -> None:
+        recurra.train(task, path, out=out, settings=values, steps=20, hidden=5, threads=1, **more)
+
+    train(tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(tmp_path / "parts", tell=until(9))
+    train(tmp_path / "parts")
+    for file in (
+        "best/model.safetensors",
+        "checkpoints/step-20/optimizer.safetensors",
+        "checkpoints/step-20/model.safetensors",
+    ):
+        found = [next((tmp_path / run).glob(file.replace("step-20", "step-*20"))) for run in ("whole", "parts")]
+        assert found[0].read_bytes() == found[1].read_bytes(), file

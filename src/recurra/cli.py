@@ -218,6 +218,7 @@ def check(
     setting: Settings = None,
     text: TextColumn = None,
     label: LabelColumn = None,
+    timing: Annotated[bool, typer.Option(help="Train for a second, to say how long a pass would take.")] = True,
     seed: Seed = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -228,13 +229,16 @@ def check(
 
     Example: recurra check classify reviews.csv
     """
-    from recurra import api
+    from recurra import api, run
     from recurra import config as configuration
     from recurra.tasks import task_called
 
     values = configuration.override({}, setting or [])
-    values = api.merged(values, {"text": text, "label": label})
-    report = task_called(task).survey(configuration.build(values), api.as_sources(data, valid or (), test or ()))
+    values = api.merged(values, {"text": text, "label": label, "seed": seed, "device": device, "threads": threads})
+    sources = api.as_sources(data, valid or (), test or ())
+    report = task_called(task).survey(configuration.build(values), sources)
+    if timing:
+        report = {**report, **run.estimate(task, sources, values)}
     if as_json:
         _print_json({"task": task, **report})
         return

@@ -11,6 +11,7 @@ import os
 import random
 import re
 import signal
+import tempfile
 import threading
 import time
 import tomllib
@@ -161,24 +162,59 @@ def _steps_in(minutes: float, given: Config, task: Task, tell: Tell) -> tuple[in
 
 
 def _timed(minutes: float, given: Config, task: Task) -> tuple[int, int]:
+    step = _seconds_of_a_step(given, task, TIMING_SECONDS)
+    start = time.monotonic()
+    task.validate()
+    one = time.monotonic() - start
+    validations = min(given.train.validations, max(2, int(60 * minutes / 20 / one)))
+    usable = max(60 * minutes - validations * one, 30 * minutes)
+    return max(1, int(usable / step)), validations
+
+
+def _seconds_of_a_step(given: Config, task: Task, seconds: float) -> float:
+    """The median over so many seconds of training, whose result is thrown away; the first step does not count."""
     job = _job(given, task)
     task.model.train()
     times: list[float] = []
     batches, carry = task.batches(), job.carry
     began = time.monotonic()
-    while time.monotonic() - began < TIMING_SECONDS or len(times) < 3:
+    while time.monotonic() - began < seconds or len(times) < 3:
         start = time.monotonic()
         _, carry = job.learner(task, next(batches).to(_device(given)), carry)
         torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
         job.optimizer.step()
         job.optimizer.zero_grad()
         times.append(time.monotonic() - start)
-    start = time.monotonic()
-    task.validate()
-    one = time.monotonic() - start
-    validations = min(given.train.validations, max(2, int(60 * minutes / 20 / one)))
-    usable = max(60 * minutes - validations * one, 30 * minutes)
-    return max(1, int(usable / float(np.median(times[1:])))), validations
+    return float(np.median(times[1:]))
+
+
+def estimate(name: str, sources: Sources, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training with these values would take, by a second of it: parameters, steps and seconds of one pass through the data,
+    and the megabytes that this process has needed at most."""
+    given = config.build({**values, "task": {**values.get("task", {}), "name": name}})
+    _set_threads(given)
+    with _random_numbers_of_our_own(), tempfile.TemporaryDirectory() as folder:
+        task = TASKS[name].prepare(given, sources, Path(folder))
+        settled = task.settle(given)
+        _build(task, settled)
+        steps = task.steps_per_epoch()
+        with _within_memory(settled, "take fewer: --hidden, --set train.rows=16, --set train.chunk=32"):
+            seconds = _seconds_of_a_step(settled, task, 1.0)
+    return {
+        "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
+        "steps_of_a_pass": steps,
+        "seconds_of_a_pass": round(steps * seconds, 2),
+        **_memory(),
+    }
+
+
+def _memory() -> dict[str, int]:
+    """The megabytes that this process has needed at most, where the system says it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
+    return {"megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 
 
 def _job(settled: Config, task: Task) -> Job:

@@ -639,7 +639,7 @@ def _refuse_twice(table: _Table) -> None:
     same = np.flatnonzero((np.diff(table.codes) == 0) & (np.diff(table.times) == 0))
     if same.size:
         at = int(same[0])
-        several = "; where there are several series, name the column that tells them apart with task.id"
+        several = "; or name the column that tells series apart with task.id, or take task.time=rows, where every row is a step"
         raise DataError(
             f"{table.place(at + 1)} has the same time as {table.place(at)}; leave one of them out"
             + (several if len(table.names) == 1 else "")

@@ -101,8 +101,8 @@ class Classify(OnExamples):
     def network(self, config: Config, encoder: Encoder) -> nn.Module:
         pooling = self.options.pooling
         if pooling == "auto":
-            words = isinstance(self.inputs.tokens, Vocabulary)
-            pooling = "max" if words else "mean" if self.inputs.kind == "series" else "last"
+            signs = self.inputs.kind == "text" and not isinstance(self.inputs.tokens, Vocabulary)
+            pooling = "last" if signs else "max"
         return ManyToOne(encoder, len(self.known["labels"]), pooling, float(config.model.dropout))
 
     def loss(self, batch: Batch, state: State) -> tuple[Tensor, State]:

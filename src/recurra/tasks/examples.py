@@ -251,7 +251,9 @@ class OnExamples(Task):
         come from the runs in benchmarks/QUALITY.md."""
         if isinstance(self.inputs.tokens, Vocabulary):
             return _regime(256, 2e-3, input_dropout=0.3, dropout=0.5)
-        return _regime(128, 4e-3, input_dropout=0.0, dropout=0.2 if self.inputs.kind == "series" else 0.0)
+        if self.inputs.kind == "series":
+            return _regime(128, 4e-3, input_dropout=0.1, dropout=0.5)
+        return _regime(128, 4e-3, input_dropout=0.0, dropout=0.0)
 
     def build(self, config: Config) -> None:
         self.config = config

@@ -56,7 +56,7 @@ class Forecast(Task):
         options = options_of(config)
         panel, spans, notes = _read_parts(config, options, sources)
         known = {
-            **(OnFrames if options.output == "binary" else OnWindows).learn(panel, spans["train"], options),
+            **(OnFrames if options.output == "binary" else OnWindows).learn(panel, spans, options),
             "variables": panel.variables,
             "known_names": panel.known_names,
             "static_names": panel.static_names,
@@ -234,7 +234,7 @@ class Forecast(Task):
     def survey(cls, config: Config, sources: Sources) -> dict[str, Any]:
         options = options_of(config)
         panel, spans, notes = _read_parts(config, options, sources)
-        known = (OnFrames if options.output == "binary" else OnWindows).learn(panel, spans["train"], options)
+        known = (OnFrames if options.output == "binary" else OnWindows).learn(panel, spans, options)
         lengths, steps = panel.lengths, known["context"] + known["horizon"]
         report: dict[str, Any] = {
             "series": len(panel),
@@ -256,7 +256,7 @@ class Forecast(Task):
                 "third window": lines[2],
             }
         report |= {f"note {number}": text for number, text in enumerate([*panel.notes, *notes, *known["notes"]], 1)}
-        return {**report, "warnings": _warnings(panel, spans, steps)}
+        return {**report, "warnings": _warnings(panel, spans, steps, options.output == "binary")}
 
 
 def _way(config: Config, known: dict[str, Any]) -> Way:
@@ -306,7 +306,8 @@ def _spans(options: Options, share: float, files: dict[str, np.ndarray]) -> tupl
         test = total
         valid = np.maximum(0, test - (options.test_steps or 0))
         if options.valid_steps is not None or "valid" not in files:
-            kept = np.round(share * valid).astype(np.int64) if options.valid_steps is None else options.valid_steps
+            least = np.maximum(options.horizon or 1, np.round(share * valid).astype(np.int64))
+            kept = least if options.valid_steps is None else options.valid_steps
             train = np.maximum(0, valid - kept)
         else:
             train = valid
@@ -320,11 +321,11 @@ def _spans(options: Options, share: float, files: dict[str, np.ndarray]) -> tupl
     return spans, notes
 
 
-def _warnings(panel: Panel, spans: dict[str, np.ndarray], window: int) -> list[str]:
+def _warnings(panel: Panel, spans: dict[str, np.ndarray], window: int, binary: bool) -> list[str]:
     words, filled = [], float((~panel.seen).mean())
     values = np.split(panel.values, panel.bounds[1:-1])
     still = [name for name, part in zip(panel.names, values, strict=True) if (np.ptp(part, axis=0) == 0).any()]
-    if still:
+    if still and not binary:
         words.append(f"{len(still):,} series have a variable that never changes, such as {shown(still[0])!r}.")
     if filled > 0.05:
         words.append(f"{filled:.0%} of the values were missing and are filled; forecasts are not scored on them.")

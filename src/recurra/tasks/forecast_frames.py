@@ -34,7 +34,7 @@ class OnFrames(Way):
     (arXiv:1803.01271)."""
 
     @staticmethod
-    def learn(panel: Panel, train: np.ndarray, options: Options) -> dict[str, Any]:
+    def learn(panel: Panel, spans: dict[str, np.ndarray], options: Options) -> dict[str, Any]:
         given = [name for name in UNUSED if getattr(options, name) is not None]
         given += [name for name in ("known", "static", "calendar", "log") if getattr(options, name)]
         if given:

@@ -42,11 +42,13 @@ class OnWindows(Way):
     (in units, and divided by deviation and variance of the series in training), sMAPE, MASE, pinball and coverage."""
 
     @staticmethod
-    def learn(panel: Panel, train: np.ndarray, options: Options) -> dict[str, Any]:
-        """What the training part says: sizes of the window, season, scales of each series and of the covariates."""
+    def learn(panel: Panel, spans: dict[str, np.ndarray], options: Options) -> dict[str, Any]:
+        """What the training part says: sizes of the window, season, scales of each series and of the covariates. A horizon that is
+        not given fits into the validation part."""
+        train, checked = spans["train"], np.diff(spans["valid"], axis=1)
         season, how = (options.season, "") if options.season else panels.season(panel, train[:, 1])
         longest = int(np.median(train[train[:, 1] > 0, 1]))
-        horizon = options.horizon or max(1, min(season if season > 1 else 10, longest // 4))
+        horizon = options.horizon or max(1, min(season if season > 1 else 10, longest // 4, int(checked.max())))
         context = options.context or max(1, min(max(3 * horizon, 7 * season if season > 1 else 30), longest // 2))
         known, names = _ahead(panel, options)
         inside = np.concatenate([np.arange(b, b + n) for b, n in zip(panel.bounds[:-1], train[:, 1], strict=True)])
@@ -64,7 +66,8 @@ class OnWindows(Way):
     def regime(self, data: Data, passes: float | None) -> dict[str, dict[str, Any]]:
         """The numbers come from the runs in benchmarks/forecast.md: about 1,000 rows a batch, fewer where windows are few."""
         copies = len(self.known["variables"]) if self.options.independent else 1
-        windows = len(self.windows(data.panel, data.spans["train"]))
+        windows = len(self._training(data))
+        self._checking(data)
         rows = max(1, min(256, max(16, 1024 // copies), -(-windows // 8)))
         noise = {"dropout": 0.2, "input_dropout": 0.0, "recurrent_dropout": 0.0}
         return {"model": {"hidden": 128, **noise}, "optimizer": {"rate": 1e-3}, "train": {"rows": rows}}
@@ -139,6 +142,15 @@ class OnWindows(Way):
             )
         return windows
 
+    def _checking(self, data: Data) -> Windows:
+        windows = self.windows(data.panel, data.spans["valid"], taught=True)
+        if not len(windows):
+            raise DataError(
+                f"no series has a horizon of {self.known['horizon']} steps in its validation part; "
+                "give more with task.valid_steps or data.valid_share, or a shorter task.horizon"
+            )
+        return windows
+
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
         network, targets = cast(Forecaster, model), batch.targets
         losses = network.output.loss(network.taught(Inputs(*batch.inputs), targets.values), targets.values)
@@ -147,12 +159,7 @@ class OnWindows(Way):
     def validate(self, model: nn.Module, data: Data) -> Validation:
         """On at most 2,000 windows, evenly spread; models are compared by the loss of what they forecast, or where they are fed
         back draws, of what they say of each step after the truth."""
-        windows = self.windows(data.panel, data.spans["valid"], taught=True)
-        if not len(windows):
-            raise DataError(
-                f"no series has a horizon of {self.known['horizon']} steps in its validation part; "
-                "give more with task.valid_steps or data.valid_share, or a shorter task.horizon"
-            )
+        windows = self._checking(data)
         network, sums = cast(Forecaster, model), torch.zeros(3)
         horizon, device = self.known["horizon"], next(model.parameters()).device
         with torch.no_grad(), resting(model):

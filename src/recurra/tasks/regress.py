@@ -99,7 +99,7 @@ class Regress(OnExamples):
     def regime(self) -> dict[str, dict[str, Any]]:
         chosen = super().regime()
         if self.inputs.kind == "series":
-            chosen["model"]["dropout"] = 0.0
+            chosen["model"] |= {"input_dropout": 0.0, "dropout": 0.0}
         return chosen
 
     def weight(self, targets: Any, lengths: Tensor) -> float:
