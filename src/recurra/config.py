@@ -47,7 +47,7 @@ class TokensConfig(Section):
     kind: Literal["auto", "characters", "bytes", "words", "bpe"] = Field(
         "auto", description="auto: characters to write texts, words to judge them"
     )
-    lower: bool | Auto = Field("auto", description="words in small letters; auto: to classify whole texts")
+    lower: bool | Auto = Field("auto", description="words in small letters; auto: where whole texts are judged, or letters read too")
     size: int | None = Field(
         None, ge=2, le=2_000_000, description="vocabulary, where it is learnt; none: the kind's own"
     )
@@ -58,6 +58,7 @@ class EmbedConfig(Section):
     size: Units | Auto = Field("auto", description="features of a token; auto: 64, or as many as the vectors have")
     tied: bool = Field(False, description="one matrix for embedding and readout")
     vectors: str | None = Field(None, description="file of word vectors where the table starts; with tokens.kind=words")
+    word_dropout: float = Field(0.0, ge=0, lt=1, description="share of words taken for unknown ones in training")
     frozen: float = Field(
         0.0,
         ge=0,

@@ -122,10 +122,12 @@ def language_model(
 @final
 class Table(nn.Module):
     """Ids `[...]` -> features `[..., embedding_dim]`: ids below `learnt` by a table that learns, those after by one that does not,
-    for words that have a vector and do not occur in training, whose gradient would be nothing at a high price."""
+    for words that have a vector and do not occur in training, whose gradient would be nothing at a high price. In training a
+    share `dropout` of the ids is taken for 0, the unknown word (word dropout: Iyyer et al. 2015, "Deep unordered composition")."""
 
-    def __init__(self, learnt: int, fixed: int, size: int) -> None:
+    def __init__(self, learnt: int, fixed: int, size: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = dropout
         self.learnt = nn.Embedding(learnt, size)
         nn.init.normal_(self.learnt.weight, std=0.3)
         self.register_buffer("fixed", torch.zeros(fixed, size))
@@ -133,6 +135,8 @@ class Table(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         count, fixed = self.learnt.num_embeddings, cast(Tensor, self.fixed)
+        if self.training and self.dropout > 0:
+            ids = torch.where(torch.rand(ids.shape, device=ids.device) < self.dropout, 0, ids)
         if not len(fixed):
             return self.learnt(ids)
         apart = (ids - count).clamp(min=0)

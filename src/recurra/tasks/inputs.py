@@ -69,7 +69,7 @@ class Inputs:
             raise UsageError(f"these examples come in words, and tokens.kind was {kind}; leave it out")
         texts = [words(text) for text in train.inputs] if train.kind == "text" else train.inputs
         size, lower = config.tokens.size or WORDS, config.tokens.lower
-        lower = train.kind == "text" if lower == "auto" else lower
+        lower = (train.kind == "text" or letters) if lower == "auto" else lower
         known = Vocabulary.learn(texts, size, lower, _words_of(config, texts, lower))
         spelled = "".join(sorted({letter for text in texts for word in text for letter in word})) if letters else ""
         return cls(train.kind, known, spelled)
@@ -113,7 +113,7 @@ class Inputs:
         if config.embed.kind == "onehot":
             return OneHot(self.tokens.size)
         learnt = self.tokens.seen if isinstance(self.tokens, Vocabulary) else self.tokens.size
-        table = Table(learnt, self.tokens.size - learnt, int(config.embed.size))
+        table = Table(learnt, self.tokens.size - learnt, int(config.embed.size), config.embed.word_dropout)
         return Spelled(table, len(self.letters) + 2) if self.letters else table
 
     def save(self, folder: Path) -> dict[str, Any]:
