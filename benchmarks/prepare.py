@@ -88,12 +88,22 @@ def trec_questions(data: Path, out: Path) -> None:
 def restaurant8k(shared: Path, out: Path) -> None:
     """What the system had asked for stands before the answer: `people? 4`, where `4` alone could be a time."""
     for part in ("train", "test"):
-        with gzip.open(shared / f"restaurant8k/{part}.jsonl.gz", "rt") as lines, (out / f"{part}.jsonl").open("w") as file:
+        with (
+            gzip.open(shared / f"restaurant8k/{part}.jsonl.gz", "rt") as lines,
+            (out / f"{part}.jsonl").open("w") as file,
+        ):
             for line in lines:
                 one = json.loads(line)
                 asked = "".join(f"{slot}? " for slot in one["requested"])
                 labels = [[slot, begin + len(asked), end + len(asked)] for slot, begin, end in one["labels"]]
                 file.write(json.dumps({"text": asked + one["text"], "labels": labels}) + "\n")
+
+
+def portuguese_text(data: Path, out: Path) -> None:
+    """Novels and the training sentences of lener-br, for `recurra embed train`."""
+    words = [line.split(" ")[0] for line in text(data / "lener-br/train.conll.gz").split("\n")]
+    (out / "lener.txt").write_text(" ".join(word or "\n" for word in words), encoding="utf-8")
+    (out / "machado.txt").write_text(text(data / "machado-pt/train.txt.gz"), encoding="utf-8")
 
 
 def spoken_digits(data: Path, out: Path) -> None:
@@ -154,6 +164,7 @@ SETS: dict[str, Callable[[Path, Path], None]] = {
         train="mtod-slots/es.train.tsv.gz", valid="mtod-slots/es.eval.tsv.gz", test="mtod-slots/es.test.tsv.gz"
     ),
     "lener-br": copies(train="lener-br/train.conll.gz", valid="lener-br/dev.conll.gz", test="lener-br/test.conll.gz"),
+    "portuguese-text": portuguese_text,
     "restaurant8k": restaurant8k,
     "ucr": copies(
         **{

@@ -11,13 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import Shell, shell
+from conftest import Shell
 
 import recurra
 from recurra.embed.evaluate import evaluate, spearman
 from recurra.embed.vectors import FASTTEXT, Vectors, _hash, load, subwords
-
-__all__ = ["shell"]  # a fixture
 
 WORDS = ["king", "queen", "man", "woman", "zürich", "kingdom"]
 

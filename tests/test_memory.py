@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Shell
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import Shell, shell
 from torch import Tensor
 
 import recurra
@@ -32,8 +32,6 @@ from recurra.memory import (
     storkey,
 )
 from recurra.testing import check_cell
-
-__all__ = ["shell"]  # a fixture
 
 BINARY = {
     "hebb": lambda patterns: Hopfield.store(patterns, "hebb"),

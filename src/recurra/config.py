@@ -47,7 +47,9 @@ class TokensConfig(Section):
     kind: Literal["auto", "characters", "bytes", "words", "bpe"] = Field(
         "auto", description="auto: characters to write texts, words to judge them"
     )
-    lower: bool | Auto = Field("auto", description="words in small letters; auto: where whole texts are judged, or letters read too")
+    lower: bool | Auto = Field(
+        "auto", description="words in small letters; auto: where whole texts are judged, or letters read too"
+    )
     size: int | None = Field(
         None, ge=2, le=2_000_000, description="vocabulary, where it is learnt; none: the kind's own"
     )

@@ -8,7 +8,13 @@ from recurra.tasks.language import Language
 from recurra.tasks.regress import Regress
 from recurra.tasks.tag import Tag
 
-TASKS: dict[str, type[Task]] = {"language": Language, "classify": Classify, "tag": Tag, "regress": Regress, "forecast": Forecast}
+TASKS: dict[str, type[Task]] = {
+    "language": Language,
+    "classify": Classify,
+    "tag": Tag,
+    "regress": Regress,
+    "forecast": Forecast,
+}
 
 
 def task_called(name: str) -> type[Task]:
@@ -18,4 +24,16 @@ def task_called(name: str) -> type[Task]:
     return TASKS[name]
 
 
-__all__ = ["TASKS", "Classify", "Forecast", "Language", "Regress", "Sources", "Tag", "Task", "Unit", "Validation", "task_called"]
+__all__ = [
+    "TASKS",
+    "Classify",
+    "Forecast",
+    "Language",
+    "Regress",
+    "Sources",
+    "Tag",
+    "Task",
+    "Unit",
+    "Validation",
+    "task_called",
+]

@@ -250,10 +250,10 @@ class OnExamples(Task):
         """What `auto` stands for, by section: sequences of words are few and their words many, so that noise is needed. The numbers
         come from the runs in benchmarks/QUALITY.md."""
         if isinstance(self.inputs.tokens, Vocabulary):
-            return _regime(256, 2e-3, input_dropout=0.3, dropout=0.5)
+            return _regime(256, input_dropout=0.3, dropout=0.5)
         if self.inputs.kind == "series":
-            return _regime(128, 4e-3, input_dropout=0.1, dropout=0.5)
-        return _regime(128, 4e-3, input_dropout=0.0, dropout=0.0)
+            return _regime(128, input_dropout=0.1, dropout=0.5)
+        return _regime(128, input_dropout=0.0, dropout=0.0)
 
     def build(self, config: Config) -> None:
         self.config = config
@@ -353,9 +353,9 @@ class OnExamples(Task):
                 yield error
 
 
-def _regime(hidden: int, rate: float, *, input_dropout: float, dropout: float) -> dict[str, dict[str, Any]]:
+def _regime(hidden: int, *, input_dropout: float, dropout: float) -> dict[str, dict[str, Any]]:
     noise = {"input_dropout": input_dropout, "dropout": dropout, "recurrent_dropout": 0.0}
-    return {"model": {"hidden": hidden, **noise}, "optimizer": {"rate": rate}, "train": {"rows": 32}}
+    return {"model": {"hidden": hidden, **noise}, "optimizer": {"rate": 4e-3}, "train": {"rows": 32}}
 
 
 def options(task: type[OnExamples], config: Config) -> Any:

@@ -117,11 +117,6 @@ class Tag(OnExamples):
             crf = CRF(len(known["tags"]), *bio_allowed(known["tags"]))
         return ManyToMany(encoder, len(known["tags"]), len(known["heads"]), float(config.model.dropout), crf)
 
-    def regime(self) -> dict[str, dict[str, Any]]:
-        chosen = super().regime()
-        chosen["optimizer"] = {"rate": 4e-3}
-        return chosen
-
     def loss(self, batch: Batch, state: State) -> tuple[Tensor, State]:
         outputs, heads = self.model(batch.inputs, batch.lengths)
         losses = self.tag_loss(outputs, batch.targets[0], cast(Tensor, batch.lengths))
