@@ -65,7 +65,8 @@ TRIALS = {
     ),
     "GunPoint": Trial(
         "classify {sets}/ucr/GunPoint_TRAIN.ts --test {sets}/ucr/GunPoint_TEST.ts --cell gru --layers 2 --hidden 64 --steps 600 "
-        "--set model.dropout=0.2 --set model.input_dropout=0 --set train.rows=16 --set train.patience=30", {"accuracy": ">= 0.97"}, "", seeds=(0, 1, 2),
+        "--set model.dropout=0.2 --set model.input_dropout=0 --set train.rows=16 --set train.patience=30", {"accuracy": ">= 0.97"},
+        "", seeds=(0, 1, 2),
     ),
     "spoken-digits": Trial(
         "classify {sets}/spoken-digits/train --test {sets}/spoken-digits/test --cell gru --steps 600", {"accuracy": ">= 0.97"}, "",

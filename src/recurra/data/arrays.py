@@ -83,7 +83,7 @@ def _array(file: Path, kind: str) -> np.ndarray:
 def _table(file: Path, separator: str, label: str | None) -> np.ndarray:
     lines = "".join(characters(file)).splitlines()
     cells = [(number, line.split(separator)) for number, line in enumerate(lines, 1) if line.strip()]
-    names = cells.pop(0)[1] if cells and not all(map(_is_number, cells[0][1])) else None
+    names = cells.pop(0)[1] if cells and not all(map(is_number, cells[0][1])) else None
     if not cells:
         raise DataError(f"{shown(file)} has no line of numbers")
     width = len(names or cells[0][1])
@@ -93,7 +93,7 @@ def _table(file: Path, separator: str, label: str | None) -> np.ndarray:
         if len(parts) != width:
             raise DataError(f"{shown(file)}, line {number} has {len(parts)} columns, and the first has {width}")
         kept = [part for place, part in enumerate(parts) if place != left_out]
-        wrong = next((part for part in kept if not _is_number(part)), None)
+        wrong = next((part for part in kept if not is_number(part)), None)
         if wrong is not None:
             raise DataError(f"{shown(file)}, line {number}: {wrong!r} is no number; leave its column out with --label")
         table[row] = [float(part) for part in kept]
@@ -125,7 +125,8 @@ def _picture(file: Path) -> np.ndarray:
         raise DataError(f"{shown(file)} is no picture that Pillow reads: {error}") from error
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a text is one number."""
     try:
         float(text)
     except ValueError:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recurra.data.arrays import is_number
 from recurra.data.examples import Examples
 from recurra.data.read import OPEN, blocks, characters, shown
 from recurra.errors import DataError, UsageError
@@ -404,7 +405,7 @@ def _headed(table: Table, wish: Wish) -> Table:
 def _are_names(first: list[str], below: list[list[str]], wish: Wish) -> bool:
     """Whether a row names columns: as the caller does, or by a name that is known and occurs nowhere below it, or like
     names over a column of other stuff: of numbers, or of words that recur."""
-    if {name for name in (wish.text, wish.label) if name and not _is_number(name)} & {cell.strip() for cell in first}:
+    if {name for name in (wish.text, wish.label) if name and not is_number(name)} & {cell.strip() for cell in first}:
         return True
     if any(cell in column for cell, column in zip(first, below, strict=True)):
         return False
@@ -412,9 +413,9 @@ def _are_names(first: list[str], below: list[list[str]], wish: Wish) -> bool:
         return True
     if len(first) == 1:
         return False
-    short = all(0 < len(cell) <= 40 and len(cell.split()) <= 3 and not _is_number(cell) for cell in first)
+    short = all(0 < len(cell) <= 40 and len(cell.split()) <= 3 and not is_number(cell) for cell in first)
     return short and any(
-        column and (all(map(_is_number, column)) or 2 * len(set(column)) <= len(column)) for column in below
+        column and (all(map(is_number, column)) or 2 * len(set(column)) <= len(column)) for column in below
     )
 
 
@@ -490,7 +491,7 @@ def _looks(cells: list[Any]) -> Column:
     texts = [cell for cell in cells if isinstance(cell, str)]
     words = list(map(str, cells))
     return Column(
-        sum(map(len, texts)) / len(cells), len(set(words)), all(map(_is_number, words)), next(filter(None, words), "")
+        sum(map(len, texts)) / len(cells), len(set(words)), all(map(is_number, words)), next(filter(None, words), "")
     )
 
 
@@ -513,11 +514,3 @@ def _title(table: Table, column: int) -> str:
 
 def _width(table: Table) -> int:
     return len(table.names or table.rows[0][1])
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recurra.config import Config
 from recurra.data.batch import Batch
-from recurra.errors import DataError
+from recurra.errors import DataError, UsageError
 from recurra.state import State
 
 
@@ -25,6 +25,13 @@ class Sources:
     @property
     def paths(self) -> list[Path]:
         return [*self.train, *self.valid, *self.test]
+
+
+def refuse(config: Config, what: str, *keys: str) -> None:
+    """Raise UsageError where one of these keys of [data] was given to a task that has no use for it."""
+    for key in keys:
+        if getattr(config.data, key) is not None:
+            raise UsageError(f"{what}, and data.{key} was given; leave it out")
 
 
 class Validation(NamedTuple):

@@ -23,7 +23,7 @@ from recurra.models import Encoder, ManyToOne
 from recurra.state import State
 from recurra.tasks import scores
 from recurra.tasks.base import Sources, Unit, Validation
-from recurra.tasks.examples import OnExamples, Part, options, record_of, series_of
+from recurra.tasks.examples import OnExamples, Part, options, text_or_series
 from recurra.tasks.floors import label_floors
 
 WORST = 10  # examples that are named
@@ -234,13 +234,7 @@ class Classify(OnExamples):
         return f"{label}\t{chances}\t{answer.get('text', answer.get('example'))}"
 
     def line(self, text: str, place: str) -> Examples:
-        value = record_of(text, place, ("text", "values", "x", "sentence"))
-        if self.inputs.kind == "series":
-            return Examples("series", [series_of(value, place)], None, None, [place])
-        text = text if value is None else value
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{place} holds no text")
-        return Examples("text", [text], None, None, [place])
+        return text_or_series(self.inputs.kind, text, place)
 
     @classmethod
     def survey(cls, config: Config, sources: Sources) -> dict[str, Any]:

@@ -382,6 +382,18 @@ def record_of(text: str, place: str, keys: Sequence[str]) -> Any:
     return value
 
 
+def text_or_series(kind: str, text: str, place: str) -> Examples:
+    """The one example of a line: numbers where the network reads series, else a text, by itself or in a JSON object. Raises
+    DataError."""
+    value = record_of(text, place, ("text", "values", "x", "sentence"))
+    if kind == "series":
+        return Examples("series", [series_of(value, place)], None, None, [place])
+    text = text if value is None else value
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{place} holds no text")
+    return Examples("text", [text], None, None, [place])
+
+
 def series_of(value: Any, place: str) -> np.ndarray:
     """Numbers [time, channels] of a JSON value, `[1, 2, 3]` or `[[1, 2], [3, 4]]`. Raises DataError."""
     try:

@@ -23,7 +23,7 @@ from recurra.data.times import Frequency
 from recurra.data.windows import drawing
 from recurra.errors import DamagedError, DataError, UsageError
 from recurra.state import State
-from recurra.tasks.base import Sources, Task, Unit, Validation
+from recurra.tasks.base import Sources, Task, Unit, Validation, refuse
 from recurra.tasks.forecast_frames import OnFrames
 from recurra.tasks.forecast_ways import Data, Options, Way, options_of
 from recurra.tasks.forecast_windows import OnWindows
@@ -266,13 +266,7 @@ def _way(config: Config, known: dict[str, Any]) -> Way:
 
 def _read_parts(config: Config, options: Options, sources: Sources) -> tuple[Panel, dict[str, np.ndarray], list[str]]:
     """All series, the steps of each that belong to each part, and what is to be said of that."""
-    odd = [
-        key
-        for key in ("text", "label", "separator", "longest", "folds", "fold")
-        if getattr(config.data, key) is not None
-    ]
-    if odd:
-        raise UsageError(f"forecasts are made of series, and data.{odd[0]} was given; leave it out (see task.target)")
+    refuse(config, "forecasts are made of series", "text", "label", "separator", "longest", "folds", "fold")
     if config.embed.vectors is not None:
         raise UsageError("forecasts are made of numbers, and word vectors were given; leave --vectors out")
     if read.is_synthetic(sources.train[0]):

@@ -29,7 +29,7 @@ from recurra.metrics import bits, perplexity
 from recurra.models import SequenceModel, Snapshot, language_model
 from recurra.regularize import activity
 from recurra.state import State, within
-from recurra.tasks.base import Sources, Task, Unit, Validation
+from recurra.tasks.base import Sources, Task, Unit, Validation, refuse
 from recurra.tasks.floors import MOST_TOKENS, language_floors
 from recurra.tasks.pretrained import coverage, put_vectors, take_vectors
 from recurra.tasks.surprise import surprise
@@ -330,13 +330,9 @@ def _kind(config: Config) -> str:
     """The kind of tokens. Raises UsageError where the config asks for what a text that is written has not."""
     if config.tokens.lower is True:
         raise UsageError("tokens.lower would lose the capitals of the texts to be written; leave it out")
-    odd = [
-        key
-        for key in ("text", "label", "separator", "longest", "folds", "fold")
-        if getattr(config.data, key) is not None
-    ]
-    if odd:
-        raise UsageError(f"the language task reads texts as they are, and data.{odd[0]} was given; leave it out")
+    refuse(
+        config, "the language task reads texts as they are", "text", "label", "separator", "longest", "folds", "fold"
+    )
     return "characters" if config.tokens.kind == "auto" else config.tokens.kind
 
 

@@ -20,7 +20,7 @@ from recurra.errors import DataError, UsageError
 from recurra.models import Encoder, ManyToMany, ManyToOne
 from recurra.state import State, within
 from recurra.tasks.base import Sources, Unit, Validation
-from recurra.tasks.examples import OnExamples, Part, record_of, series_of
+from recurra.tasks.examples import OnExamples, Part, text_or_series
 from recurra.tasks.floors import number_floors
 
 
@@ -181,13 +181,7 @@ class Regress(OnExamples):
         return "; ".join(" ".join(f"{value:.6g}" for value in row) for row in rows)
 
     def line(self, text: str, place: str) -> Examples:
-        value = record_of(text, place, ("text", "values", "x", "sentence"))
-        if self.inputs.kind == "series":
-            return Examples("series", [series_of(value, place)], None, None, [place])
-        text = text if value is None else value
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{place} holds no text")
-        return Examples("text", [text], None, None, [place])
+        return text_or_series(self.inputs.kind, text, place)
 
     @classmethod
     def survey(cls, config: Config, sources: Sources) -> dict[str, Any]:
