@@ -468,3 +468,13 @@ def test_help_is_fast_and_imports_no_torch() -> None:
         assert done.stderr.strip() == "[]"
         assert "train" in done.stdout
     assert min(times) < 1.0
+
+
+def test_generate_searches_for_the_likeliest_texts(trained: Path, shell: Shell) -> None:
+    answer = shell("generate", trained, "--prompt", "the ", "--length", 6, "--beam", 3, "--json")
+    found = json.loads(answer.out)["continuations"]
+    assert len(found) == 3 and [one["log_probability"] for one in found] == sorted(
+        (one["log_probability"] for one in found), reverse=True
+    )
+    lines = shell("generate", trained, "--prompt", "the ", "--length", 6, "--beam", 3).out
+    assert all(f"the {one['text']}" in lines for one in found)

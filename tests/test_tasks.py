@@ -460,6 +460,17 @@ def test_word_vectors_start_the_table_and_their_coverage_is_said(tmp_path: Path)
     assert any("have a vector in" in note for note in task.notes())
 
 
+def test_balanced_labels_count_the_same_and_one_on_average(tmp_path: Path) -> None:
+    rows = ["rare words,a"] * 3 + ["common words,b"] * 17
+    (tmp_path / "some.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    config = build({"task": {"name": "classify", "balance": True}, "model": {"hidden": 4}})
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "some.csv"
+    task = Classify.prepare(config, Sources([path], valid=[path]), tmp_path / "data")
+    weights = task._balance()[torch.from_numpy(task.parts["train"].targets)]
+    assert weights.mean() == pytest.approx(1.0) and weights[:3].sum() == pytest.approx(float(weights[3:].sum()))
+
+
 def test_sequences_are_cut_only_where_it_is_asked_for_and_said(tmp_path: Path) -> None:
     config = build({"task": {"name": "classify"}, "data": {"longest": 3}, "model": {"hidden": 4}})
     (tmp_path / "data").mkdir()
@@ -580,6 +591,14 @@ def test_folds_are_runs_that_are_put_together(shell: Shell, tmp_path: Path) -> N
     ]
     assert report["folds"]["accuracy"] == [one["accuracy"] for one in each] and report["n"] == 24
     assert report["scores"]["accuracy"] == pytest.approx(np.mean(report["folds"]["accuracy"]))
+    tested = [
+        json.loads((tmp_path / "cv" / f"fold-{k}" / "data" / "test.json").read_text())["places"] for k in (1, 2, 3)
+    ]
+    assert sorted(place for part in tested for place in part) == sorted(f"films.csv:{line}" for line in range(2, 26))
+    for k, part in zip((1, 2, 3), tested, strict=True):
+        for other in ("train", "valid"):
+            rest = json.loads((tmp_path / "cv" / f"fold-{k}" / "data" / f"{other}.json").read_text())["places"]
+            assert rest and not set(rest) & set(part), "what is tested does not train"
     again = shell(*command, "--json")
     assert json.loads(again.out)["folds"] == report["folds"], "the same command goes on from there"
     assert shell(*command, "--test", "films.csv").code == 2

@@ -130,6 +130,10 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Choose among the best that hold this probability together.")] = 1.0,
     min_p: Annotated[float, typer.Option(help="Choose among those this share as likely as the best.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: shun tokens written before.")] = 1.0,
+    beam: Annotated[int, typer.Option(min=0, help="Search for this many likeliest texts in place of drawing one.")] = 0,
+    no_repeat: Annotated[
+        int, typer.Option(min=0, help="With --beam: no run of so many tokens twice; 0: there may be.")
+    ] = 0,
     seed: Seed = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -141,6 +145,13 @@ def generate(
     Example: recurra generate runs/corpus --prompt "In the " --length 300 --temperature 0.7
     """
     task = _loaded(run, device, threads)
+    if beam:
+        found = task.continuations(prompt, length, beam, no_repeat=no_repeat)
+        if as_json:
+            _print_json({"prompt": prompt, "continuations": [one._asdict() for one in found]})
+        else:
+            print("\n".join(f"{one.log_probability:9.3f}  {prompt}{one.text}" for one in found))
+        return
     sampling = dict(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed or 0
     )  # fmt: skip

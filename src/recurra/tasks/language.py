@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, cast, final
+from typing import Any, NamedTuple, Self, cast, final
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from recurra.data.batch import Batch
 from recurra.data.feed import Corpus, Stream
 from recurra.data.survey import survey
 from recurra.data.tokens import TOKENS, Tokens, Words
-from recurra.decode import Sampler
+from recurra.decode import Beam, Sampler
 from recurra.errors import DataError, RecurraError, UsageError
 from recurra.metrics import bits, perplexity
 from recurra.models import SequenceModel, Snapshot, language_model
@@ -41,6 +41,14 @@ GATED = ("lstm", "gru", "mgu")
 
 
 FEATURES = 64  # of a token whose vector is not given
+
+
+class Continuation(NamedTuple):
+    """A text that goes on from another, its log-probability in nats, and whether the model ended it there."""
+
+    text: str
+    log_probability: float
+    ended: bool
 
 
 @final
@@ -311,6 +319,20 @@ class Language(Task):
             if t + 1 < length:
                 scores, state = stream.step(token, state)
         yield decoder.flush()
+
+    def continuations(self, prompt: str = "", length: int = 100, beam: int = 5, **search: Any) -> list[Continuation]:
+        """At most `beam` texts that go on from the prompt, the likeliest first, each of at most `length` tokens.
+
+        `search`: the other fields of `decode.Beam` (length_penalty, no_repeat).
+        """
+        stream = Snapshot(self.model)
+        ids = [self.tokens.end, *self.tokens.encode(prompt).tolist()]
+        state = stream.initial_state(1)
+        if len(ids) > 1:
+            _, state = stream.unroll(torch.tensor([ids[:-1]]), state)
+        wanted = Beam(beam, length, self.tokens.end, **search)
+        found = wanted.search(stream.step, torch.tensor(ids[-1:]), state)[0]
+        return [Continuation(self.tokens.decode(one.tokens), one.log_probability, one.ended) for one in found]
 
     def _read(self, stream: Snapshot, prompt: str) -> tuple[Tensor, State]:
         """The scores after the prompt, and the state."""
