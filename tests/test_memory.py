@@ -15,7 +15,7 @@ from torch import Tensor
 
 import recurra
 from recurra import recall
-from recurra.attention import attend
+from recurra.attention import attend, scaled
 from recurra.data.arrays import rows
 from recurra.memory import (
     RULES,
@@ -187,7 +187,7 @@ def test_one_update_of_the_modern_network_is_attention() -> None:
     torch.testing.assert_close(memory.update(states), weights @ patterns)
     want = torch.nn.functional.scaled_dot_product_attention(states, patterns, patterns, scale=0.7)
     torch.testing.assert_close(memory.update(states), want)
-    torch.testing.assert_close(attend(states, patterns, patterns, scale=0.7)[1], weights)
+    torch.testing.assert_close(attend(states, patterns, patterns, score=scaled(0.7))[1], weights)
 
 
 def test_the_modern_network_goes_downhill_and_finds_real_patterns() -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import recurra
+import recurra.errors
 from recurra import testing
 from recurra.config import build
 from recurra.data import split
-from recurra.data.examples import Examples
 from recurra.data.feed import Buckets, Ragged
 from recurra.data.vocabulary import Vocabulary, words
 from recurra.embed.bags import Bag, one_hot
 from recurra.errors import DataError, UsageError
-from recurra.models import POOLINGS, Table
+from recurra.models import POOLINGS, Spelled, Table
 from recurra.recurrent import largest_over, mean_over
 from recurra.tasks import TASKS, Classify, Regress, Sources, Tag, floors, scores
 from recurra.tasks.examples import OnExamples
+from recurra.tasks.inputs import scale_of
 
 FILMS = [
     ("a fine warm film", "good"),
@@ -316,6 +318,7 @@ def test_poolings_over_time_do_not_see_the_padding() -> None:
 
 
 @given(st.data())
+@settings(deadline=None)
 def test_scores_are_those_of_scikit_learn(data: st.DataObject) -> None:
     from sklearn import metrics
 
@@ -434,10 +437,168 @@ def test_a_wrong_call_is_refused_in_words(task: str, values: dict[str, Any], wan
         recurra.train(task, films(tmp_path), out=tmp_path / "run", settings=values, steps=1, hidden=4, threads=1)
 
 
-def test_a_label_that_was_not_there_in_training_is_named(tmp_path: Path) -> None:
-    task, _ = made("classify words", tmp_path)
-    with pytest.raises(DataError, match="the example has the label 'odd'"):
-        task.encode_targets(Examples("text", ["a"], [("odd",)], None, ["the example"]))
+def test_a_label_that_is_not_known_counts_as_wrong_and_is_named(runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "more.csv").write_text("text,label\na fine warm film,good\ndull and cold,odd\n")
+    task = recurra.load(runs["classify"])
+    report = task.evaluate([tmp_path / "more.csv"])
+    assert report["scores"]["accuracy"] == 0.5 and report["unknown_labels"] == ["odd"]
+    assert sum(map(sum, report["confusion"])) == 1 and any("odd" in line for line in task.lines(report))
+    (tmp_path / "more.tsv").write_text("arrive\tarrive at Natal\tO O B-town\nstay\tleave Natal\tO B-origin\n")
+    report = recurra.load(runs["tag"]).evaluate([tmp_path / "more.tsv"])
+    assert report["kinds"]["town"]["gold"] == 1 and report["kinds"]["town"]["right"] == 0
+    assert report["scores"]["intent_accuracy"] <= 0.5
+
+
+def test_names_of_labels_come_from_all_parts(tmp_path: Path) -> None:
+    path = films(tmp_path)
+    (tmp_path / "valid.csv").write_text("text,label\nsome film,rare\n")
+    config = build({"task": {"name": "classify"}, "model": {"hidden": 4}})
+    (tmp_path / "data").mkdir()
+    task = Classify.prepare(config, Sources([path], valid=[tmp_path / "valid.csv"]), tmp_path / "data")
+    assert task.known["labels"] == ["bad", "good", "rare"] and task.parts["valid"].targets.tolist() == [2]
+
+
+def test_channels_are_known_by_their_names(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def written(name: str, order: str) -> Path:
+        rows = [f"id,t,{','.join(order)},label"]
+        for one in range(30):
+            up = one % 2
+            for t in range(4):
+                values = {"a": rng.normal() + 4 * up, "b": rng.normal() * 9}
+                rows.append(f"s{one},{t},{','.join(f'{values[c]:.3f}' for c in order)},{'ud'[up]}")
+        (tmp_path / name).write_text("\n".join(rows) + "\n")
+        return tmp_path / name
+
+    one, other, wrong = (
+        written("one.csv", "ab"),
+        written("other.csv", "ba"),
+        written("wrong.csv", "ac".replace("c", "b")),
+    )
+    task = recurra.train(
+        "classify", one, valid=other, out=tmp_path / "run", settings=QUICK, steps=60, hidden=8, threads=1
+    )
+    assert task.evaluate([other])["scores"]["accuracy"] > 0.9
+    wrong.write_text(wrong.read_text().replace("id,t,a,b", "id,t,a,z"))
+    with pytest.raises(DataError, match="the channels a, z, and the training a, b"):
+        task.evaluate([wrong])
+
+
+def test_scales_are_right_for_many_steps_and_far_from_zero() -> None:
+    rows = (1e4 + np.random.default_rng(0).normal(size=(400_000, 2))).astype(np.float32)
+    mean, std = scale_of(rows)
+    assert np.allclose(mean, rows.astype(np.float64).mean(0), rtol=1e-9) and np.allclose(std, 1.0, atol=0.01)
+    assert scale_of(np.full((1000, 1), 0.1, np.float32))[1] == 1.0, "always the same"
+
+
+def test_several_labels_where_one_was_learnt_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text('{"text": "a film", "label": ["good", "bad"]}\n')
+    with pytest.raises(DataError, match=r"more.jsonl:1 has 2 labels"):
+        recurra.load(runs["classify"]).evaluate([tmp_path / "more.jsonl"])
+
+
+def test_a_model_without_its_data_says_what_it_wants(runs: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="load the run folder, or give files"):
+        recurra.load(runs["classify"] / "best").evaluate()
+
+
+@pytest.mark.parametrize(
+    ("task", "asked"),
+    [
+        ("classify", ["a"]), ("classify", None), ("classify", ""), ("classify", "{" * 3), ("tag", []), ("tag", ""), ("tag", [1]),
+        ("tag", '{"tokens": 5}'), ("tag", '{"tokens": {"a": 1}}'), ("regress", "abc"), ("regress", []), ("regress", [[1, 2, 3]]),
+        ("regress", "[" * 100_000), ("regress", [[float("nan"), 1]]), ("regress", [[1, 2], [3]]),
+    ],
+)  # fmt: skip
+def test_what_is_no_input_is_refused_in_words(task: str, asked: Any, runs: dict[str, Path]) -> None:
+    with pytest.raises(DataError, match=r"wanted|holds|channels|none"):
+        recurra.load(runs[task]).predict(asked)
+
+
+def test_python_and_the_command_line_cut_words_alike(runs: dict[str, Path]) -> None:
+    task = recurra.load(runs["tag"])
+    assert task.predict("leave Natal, on 2 November")["tokens"] == ["leave", "Natal", ",", "on", "2", "November"]
+
+
+def test_lines_end_where_lines_end(runs: dict[str, Path], shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "asked.txt").write_text("a fine\u2028warm film\r\ndull\x0cand cold\n", encoding="utf-8")
+    lines = shell("predict", runs["classify"], "asked.txt", "--json").out.removesuffix("\n").split("\n")
+    assert [json.loads(line)["text"] for line in lines] == ["a fine\u2028warm film", "dull\x0cand cold"]
+    plain = shell("predict", runs["classify"], "asked.txt").out
+    assert plain.count("\n") == 2 and "\\x0c" in plain, "control characters are escaped"
+
+
+def test_what_is_cut_of_an_answer_is_said(tmp_path: Path) -> None:
+    settings = {**QUICK, "data": {"longest": 3}}
+    data = trips(tmp_path)
+    task = recurra.train("tag", data, valid=data, out=tmp_path / "run", settings=settings, steps=4, hidden=4, threads=1)
+    answer = task.predict("leave Natal on 2 November")
+    assert len(answer["tags"]) == 3 and answer["cut"] == 2 and "cut" not in task.predict("leave Natal")
+
+
+def test_whole_numbers_at_every_step_are_numbers(tmp_path: Path) -> None:
+    rows = ["id,t,a,target"] + [f"{k},{t},{(k * 7 + t) % 5}.5,{(k + t) % 4}" for k in range(20) for t in range(5)]
+    (tmp_path / "some.csv").write_text("\n".join(rows) + "\n")
+    task = recurra.train(
+        "regress", tmp_path / "some.csv", out=tmp_path / "run", settings=QUICK, steps=4, hidden=4, threads=1
+    )
+    assert task.known["each_step"] and len(task.predict([[1.0], [2.0]])["numbers"]) == 2
+    flat = ["id,t,a,target", *(f"9,{t},1.5,2" for t in range(5))]
+    (tmp_path / "flat.csv").write_text("\n".join(flat) + "\n")
+    assert task.evaluate([tmp_path / "flat.csv"])["n"] == 1
+
+
+def test_check_reports_even_where_a_training_could_not_begin(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "some.csv").write_text("text,label\n" + "a b,x\nc d,y\n" * 8)
+    answer = shell("check", "classify", "some.csv", "--set", "cell.name=nosuch", "--json")
+    report = json.loads(answer.out)
+    assert answer.code == 0 and any("there is no cell called 'nosuch'" in words for words in report["warnings"])
+    signs = json.loads(shell("check", "classify", "synthetic:parity", "--json", "--no-timing").out)
+    assert signs["steps_longest"] == 20, "characters are counted where characters are read"
+
+
+def test_a_cross_validation_that_is_stopped_says_how_it_goes_on(tmp_path: Path) -> None:
+    def tell(kind: str, **fields: Any) -> None:
+        if kind == "step" and fields["step"] == 3 and "fold-2" in str(seen):
+            signal.raise_signal(signal.SIGINT)
+        seen.append(fields.get("out", ""))
+
+    seen: list[Any] = []
+    settings = {"train": {"rows": 4}}
+    with pytest.raises(recurra.errors.Interrupted, match=f"stopped in fold 2 of 3.*--out {tmp_path / 'cv'} goes on"):
+        recurra.train(
+            "classify",
+            films(tmp_path),
+            out=tmp_path / "cv",
+            folds=3,
+            steps=6,
+            hidden=4,
+            threads=1,
+            settings=settings,
+            tell=tell,
+        )
+
+
+def test_epochs_have_their_own_order() -> None:
+    buckets = Buckets(np.arange(1, 40), 4)
+    assert [one.tolist() for one in buckets.epoch(0)] != [one.tolist() for one in buckets.epoch(1)]
+
+
+def test_words_are_taken_for_unknown_in_training_only() -> None:
+    table, ids = Table(50, 0, 3, dropout=0.5), torch.arange(1, 50)[None]
+    unknown = (table(ids) == table.learnt.weight[0]).all(2).float().mean()
+    assert 0.2 < float(unknown) < 0.8
+    assert torch.equal(table.eval()(ids), table.learnt.weight[1:][None])
+
+
+def test_a_word_is_spelled_the_same_beside_longer_ones() -> None:
+    torch.manual_seed(0)
+    spelled = Spelled(Table(5, 0, 3), letters=9).eval()
+    short, long = [3, 4, 0, 0, 0, 0], [3, 4, 5, 6, 7, 8]
+    beside = spelled((torch.tensor([[1, 2]]), torch.tensor([[short, long]])))
+    alone = spelled((torch.tensor([[1]]), torch.tensor([[short]])))
+    torch.testing.assert_close(beside[:, :1], alone)
 
 
 def test_word_vectors_start_the_table_and_their_coverage_is_said(tmp_path: Path) -> None:
@@ -467,7 +628,7 @@ def test_balanced_labels_count_the_same_and_one_on_average(tmp_path: Path) -> No
     (tmp_path / "data").mkdir()
     path = tmp_path / "some.csv"
     task = Classify.prepare(config, Sources([path], valid=[path]), tmp_path / "data")
-    weights = task._balance()[torch.from_numpy(task.parts["train"].targets)]
+    weights = task.balance[torch.from_numpy(task.parts["train"].targets)]
     assert weights.mean() == pytest.approx(1.0) and weights[:3].sum() == pytest.approx(float(weights[3:].sum()))
 
 

@@ -1,26 +1,205 @@
-"""Attention: what a query takes from values, by how near it is to their keys."""
+"""Attention: what a query takes from values, by how well it fits their keys."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from recurra.errors import UsageError
+
+Score = Callable[[Tensor, Tensor], Tensor]  # query [..., queries, q], keys [..., places, k] -> [..., queries, places]
+
+
+def dot(query: Tensor, keys: Tensor) -> Tensor:
+    """score = query . key (Luong, Pham & Manning 2015, arXiv:1508.04025)"""
+    return query @ keys.transpose(-1, -2)
+
+
+def scaled(factor: float) -> Score:
+    """score = factor * query . key (Vaswani et al. 2017, arXiv:1706.03762, with 1 / sqrt(size))"""
+    return lambda query, keys: factor * query @ keys.transpose(-1, -2)
 
 
 def attend(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, scale: float = 1.0
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, score: Score = dot
 ) -> tuple[Tensor, Tensor]:
     """The weighted mean of `values`, and its weights:
 
-        weights = softmax over places of (scale * query . key),    summary = sum over places of weight * value
+        weights = softmax over places of score(query, key),    summary = sum over places of weight * value
 
     query [..., queries, features], keys [..., places, features], values [..., places, any]; `mask` is boolean and broadcasts
     to [..., queries, places]: places where it does not hold have no weight. Returns the summary [..., queries, any] and the
     weights [..., queries, places], which sum to one over the places; both are zero for a query that may look at none.
-
-    Reference: Luong, Pham & Manning 2015, arXiv:1508.04025 (dot); Vaswani et al. 2017, arXiv:1706.03762 (scaled)
     """
-    scores = scale * query @ keys.transpose(-1, -2)
+    scores = score(query, keys)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     weights = torch.softmax(scores, dim=-1)
     if mask is not None:
         weights = torch.where(mask.any(-1, keepdim=True), weights, 0.0)  # of no places: zeros, where softmax says NaN
     return weights @ values, weights
+
+
+class Kept(NamedTuple):
+    """What is computed of values once, for all queries to come: keys [batch, places, any] and values [batch, places, any]."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Attention(nn.Module, ABC):
+    """A way to look at values `[batch, places, value_size]` with queries `[batch, queries, query_size]`.
+
+    `remember` computes once what does not hang on the query; `forward` gives the summary `[batch, queries, output_size]` and the
+    weights `[batch, queries, places]`. `mask` `[batch, 1, places]` says which places there are; `before` `[batch, places]` are
+    the weights of the step before, for those that look at them (`looks_back`), which then take one query at a time.
+    """
+
+    output_size: int
+    looks_back = False
+
+    def remember(self, values: Tensor) -> Kept:
+        return Kept(values, values)
+
+    @abstractmethod
+    def forward(
+        self, query: Tensor, kept: Kept, mask: Tensor | None = None, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+@final
+class Dot(Attention):
+    """score = query . value (Luong et al. 2015); both of one size."""
+
+    def __init__(self, query_size: int, value_size: int) -> None:
+        super().__init__()
+        if query_size != value_size:
+            raise UsageError(
+                f"dot attention compares like with like, and the query has {query_size} features and the values {value_size}; "
+                "take general, or sizes that are the same"
+            )
+        self.output_size = value_size
+
+    def forward(
+        self, query: Tensor, kept: Kept, mask: Tensor | None = None, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return attend(query, kept.keys, kept.values, mask)
+
+
+@final
+class General(Attention):
+    """score = query . (W value): bilinear (Luong et al. 2015, general). Parameters: query_size * value_size"""
+
+    def __init__(self, query_size: int, value_size: int) -> None:
+        super().__init__()
+        self.W = nn.Linear(value_size, query_size, bias=False)
+        self.output_size = value_size
+
+    def remember(self, values: Tensor) -> Kept:
+        return Kept(self.W(values), values)
+
+    def forward(
+        self, query: Tensor, kept: Kept, mask: Tensor | None = None, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return attend(query, kept.keys, kept.values, mask)
+
+
+@final
+class Additive(Attention):
+    """score = v . tanh(W query + U value + b) (Bahdanau, Cho & Bengio 2015, arXiv:1409.0473).
+    Parameters: units * (query_size + value_size + 2)"""
+
+    def __init__(self, query_size: int, value_size: int, units: int | None = None) -> None:
+        super().__init__()
+        units = query_size if units is None else units
+        self.W, self.U = nn.Linear(query_size, units, bias=False), nn.Linear(value_size, units)
+        self.v = nn.Parameter(torch.empty(units).uniform_(-1, 1) * units**-0.5)
+        self.output_size = value_size
+
+    def remember(self, values: Tensor) -> Kept:
+        return Kept(self.U(values), values)
+
+    def forward(
+        self, query: Tensor, kept: Kept, mask: Tensor | None = None, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return attend(self.W(query), kept.keys, kept.values, mask, self._score)
+
+    def _score(self, query: Tensor, keys: Tensor) -> Tensor:
+        return torch.tanh(query[..., :, None, :] + keys[..., None, :, :]) @ self.v
+
+
+@final
+class LocationAware(Attention):
+    """score = v . tanh(W query + U value + V f + b), where f = F * weights of the step before, a convolution over the places
+    (Chorowski et al. 2015, arXiv:1506.07503). Parameters: units * (query_size + value_size + filters + 2) + filters * width"""
+
+    looks_back = True
+
+    def __init__(
+        self, query_size: int, value_size: int, units: int | None = None, filters: int = 10, width: int = 11
+    ) -> None:
+        super().__init__()
+        units = query_size if units is None else units
+        self.W, self.U = nn.Linear(query_size, units, bias=False), nn.Linear(value_size, units)
+        self.F, self.V = nn.Conv1d(1, filters, width, padding="same", bias=False), nn.Linear(filters, units, bias=False)
+        self.v = nn.Parameter(torch.empty(units).uniform_(-1, 1) * units**-0.5)
+        self.output_size = value_size
+
+    def remember(self, values: Tensor) -> Kept:
+        return Kept(self.U(values), values)
+
+    def forward(
+        self, query: Tensor, kept: Kept, mask: Tensor | None = None, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if before is None or query.shape[1] != 1:
+            raise UsageError("location-aware attention takes one query at a time and the weights of the one before")
+        keys = kept.keys + self.V(self.F(before[:, None]).transpose(1, 2))
+        return attend(
+            self.W(query),
+            keys,
+            kept.values,
+            mask,
+            lambda q, k: torch.tanh(q[..., :, None, :] + k[..., None, :, :]) @ self.v,
+        )
+
+
+@final
+class MultiHead(Attention):
+    """Heads side by side, each scaled dot attention on its own part of projected queries, keys and values; the summary is a
+    projection of all of theirs, and the weights are their mean (Vaswani et al. 2017).
+    Parameters: query_size * (query_size + 1) + 2 * query_size * (value_size + 1) + query_size * (query_size + 1)"""
+
+    def __init__(self, query_size: int, value_size: int, heads: int = 4) -> None:
+        super().__init__()
+        if query_size % heads:
+            raise UsageError(
+                f"{query_size} features of the query cannot be shared out to {heads} heads; wanted a multiple"
+            )
+        self.heads, self.output_size = heads, query_size
+        self.query, self.key = nn.Linear(query_size, query_size), nn.Linear(value_size, query_size)
+        self.value, self.out = nn.Linear(value_size, query_size), nn.Linear(query_size, query_size)
+
+    def remember(self, values: Tensor) -> Kept:
+        return Kept(self.key(values), self.value(values))
+
+    def forward(
+        self, query: Tensor, kept: Kept, mask: Tensor | None = None, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        queries, keys, values = (self._split(part) for part in (self.query(query), kept.keys, kept.values))
+        mask = None if mask is None else mask[:, None]
+        summary, weights = attend(queries, keys, values, mask, scaled(queries.shape[-1] ** -0.5))
+        return self.out(summary.transpose(1, 2).flatten(2)), weights.mean(1)
+
+    def _split(self, part: Tensor) -> Tensor:
+        return part.view(*part.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+ATTENTIONS: dict[str, type[Attention]] = {
+    "dot": Dot,
+    "general": General,
+    "additive": Additive,
+    "location": LocationAware,
+    "multi-head": MultiHead,
+}

@@ -249,7 +249,10 @@ def check(
     sources = api.as_sources(data, valid or (), test or ())
     report = task_called(task).survey(configuration.build(values), sources)
     if timing:
-        report = {**report, **run.estimate(task, sources, values)}
+        try:
+            report |= run.estimate(task, sources, values)
+        except RecurraError as error:
+            report["warnings"].append(f"a training could not begin: {error}")
     if as_json:
         _print_json({"task": task, **report})
         return

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from recurra import run
-from recurra.errors import UsageError
+from recurra.errors import Interrupted, UsageError
 from recurra.run import Finished, Tell
 from recurra.tasks import Sources
 
@@ -31,7 +31,14 @@ def cross_validate(name: str, sources: Sources, out: Path, values: Mapping[str, 
     done: list[Finished] = []
     for fold in range(1, count + 1):
         tell("note", text=f"fold {fold} of {count}")
-        done.append(run.train(name, sources, out / f"fold-{fold}", {**values, "data": {**data, "fold": fold}}, tell))
+        own = {**values, "data": {**data, "fold": fold}}
+        try:
+            done.append(run.train(name, sources, out / f"fold-{fold}", own, tell))
+        except Interrupted as stopped:
+            raise Interrupted(
+                f"stopped in fold {fold} of {count}, and saved; the same command with --out {out} goes on from there",
+                stopped.exit_code,
+            ) from stopped
     return Finished(done[-1].task, out, together([one.report for one in done]), [])
 
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Self, final
 import torch
 from torch import Tensor, nn
 
-from recurra.attention import attend
+from recurra.attention import attend, scaled
 from recurra.cells.base import Cell
 from recurra.errors import UsageError
 from recurra.kernels import native
@@ -362,7 +362,7 @@ class Modern(Associative):
 
     def update(self, states: Tensor) -> Tensor:
         """One update of states [..., units]."""
-        return attend(states, self.patterns, self.patterns, scale=self.beta)[0]
+        return attend(states, self.patterns, self.patterns, score=scaled(self.beta))[0]
 
 
 @final
@@ -377,7 +377,7 @@ class Lookup(nn.Module):
         self.values = nn.Parameter(torch.randn(patterns, output_size or size) / patterns**0.5)
 
     def forward(self, queries: Tensor) -> Tensor:
-        return attend(queries, self.keys, self.values, scale=self.beta)[0]
+        return attend(queries, self.keys, self.values, score=scaled(self.beta))[0]
 
 
 @final
@@ -394,7 +394,7 @@ class Pooling(nn.Module):
         mask = None if lengths is None else within(lengths, xs.shape[1])[:, None]
         if mask is not None:
             xs = torch.where(mask.transpose(1, 2), xs, 0.0)
-        return attend(self.query, xs, xs, mask, self.beta)[0][:, 0]
+        return attend(self.query, xs, xs, mask, scaled(self.beta))[0][:, 0]
 
 
 # --- continuous time ----------------------------------------------------------------------------------------------------

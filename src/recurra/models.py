@@ -274,7 +274,7 @@ class Spelled(nn.Module):
         words, letters = xs
         different, places = letters.flatten(0, 1).unique(dim=0, return_inverse=True)  # a word is spelled once a batch
         lengths = (different > 0).sum(1)
-        _, spelled = self.speller(self.letters(different[:, : int(lengths.max())]), lengths)
+        _, spelled = self.speller(self.letters(different[:, : int(lengths.max()) if len(lengths) else 0]), lengths)
         return torch.cat([self.table(words), spelled[places].view(*words.shape, -1)], dim=2)
 
 

@@ -1,10 +1,13 @@
 """Which rows train and which are held back: by a seed, every label in its share."""
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 
 from recurra.errors import DataError
+
+_ALONE = object()
 
 
 def folds(labels: Sequence[Hashable], count: int, seed: int) -> list[np.ndarray]:
@@ -29,8 +32,9 @@ def held_back(labels: Sequence[Hashable], share: float, seed: int) -> tuple[np.n
     rng = np.random.default_rng([seed, 0])
     order = rng.permutation(len(labels))
     rows_of: dict[Hashable, list[int]] = {}
-    for row in order:
-        rows_of.setdefault(labels[row], []).append(int(row))
+    often = Counter(labels)
+    for row in order:  # those that nothing else is like are spread as one
+        rows_of.setdefault(labels[row] if often[labels[row]] > 1 else _ALONE, []).append(int(row))
     held: list[int] = []
     owed = 0.0
     for rows in rows_of.values():  # what is rounded away at one label is made up for at the next

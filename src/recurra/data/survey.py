@@ -87,11 +87,9 @@ def _warnings(report: dict[str, Any], alphabet: Counter[str], long_lines: int) -
     return words
 
 
-def survey_examples(parts: dict[str, Examples], longest: int | None) -> dict[str, Any]:
-    """Counts over examples, and under "warnings" what deserves a look, in words."""
-    train = parts["train"]
-    lengths = {name: np.array([_steps(one) for one in part.inputs]) for name, part in parts.items()}
-    own = lengths["train"]
+def survey_examples(parts: dict[str, Examples], lengths: dict[str, np.ndarray], longest: int | None) -> dict[str, Any]:
+    """Counts over examples, whose numbers of steps are given, and under "warnings" what deserves a look, in words."""
+    train, own = parts["train"], lengths["train"]
     report: dict[str, Any] = {
         "kind": train.kind,
         "examples": [f"{name}: {len(part):,}" for name, part in parts.items()],
@@ -118,10 +116,6 @@ def survey_examples(parts: dict[str, Examples], longest: int | None) -> dict[str
                 report[f"unknown_words_{name}"] = sum(word not in known for word in all_of) / max(1, len(all_of))
     warnings += _duplicates(parts)
     return {**report, "warnings": warnings}
-
-
-def _steps(example: Any) -> int:
-    return len(words(example)) if isinstance(example, str) else len(example)
 
 
 def _length_warnings(lengths: np.ndarray, longest: int | None) -> list[str]:

@@ -1,8 +1,10 @@
 """The classification task: one label, or several, of a whole text or series."""
 
+import math
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -23,7 +25,7 @@ from recurra.models import Encoder, ManyToOne
 from recurra.state import State
 from recurra.tasks import scores
 from recurra.tasks.base import Sources, Unit, Validation
-from recurra.tasks.examples import OnExamples, Part, options, text_or_series
+from recurra.tasks.examples import OnExamples, Part, in_one_line, lengths_of, options, text_or_series
 from recurra.tasks.floors import label_floors
 
 WORST = 10  # examples that are named
@@ -62,11 +64,16 @@ class Classify(OnExamples):
         )
 
     @classmethod
-    def learn(cls, config: Config, train: Examples) -> dict[str, Any]:
-        targets = _labels_of(train)
+    def learn(cls, config: Config, parts: Mapping[str, Examples]) -> dict[str, Any]:
+        train, chosen = parts["train"], options(cls, config)
+        targets = [one for part in parts.values() for one in _labels_of(part)]
         names = sorted({name for one in targets for name in one}, key=_natural)
-        several = options(cls, config).multilabel or any(len(one) != 1 for one in targets)
-        if len(names) < 2 and not several:
+        several = chosen.multilabel or any(len(one) != 1 for one in targets)
+        if not names:
+            raise DataError("no example has a label; name their column with --label")
+        if several and chosen.balance:
+            raise UsageError("task.balance weighs examples by their one label, and these have several; leave it out")
+        if len({name for one in _labels_of(train) for name in one}) < 2 and not several:
             raise DataError(f"every example has the label {names[0]!r}; wanted at least two labels to tell apart")
         if len(names) > len(train) / 2 and len(names) > 20:
             raise DataError(
@@ -84,16 +91,15 @@ class Classify(OnExamples):
         if examples.targets is None:
             return None
         place = {name: at for at, name in enumerate(self.known["labels"])}
-        for one, where in zip(_labels_of(examples), examples.places, strict=True):
-            for name in one:
-                if name not in place:
-                    raise DataError(f"{where} has the label {name!r}, which no example of the training has")
         if self.known["multilabel"]:
             out = np.zeros((len(examples), len(place)), np.float32)
-            for row, one in enumerate(examples.targets):
-                out[row, [place[name] for name in one]] = 1.0
+            for row, one in enumerate(_labels_of(examples)):
+                out[row, [place[name] for name in one if name in place]] = 1.0
             return out
-        return np.array([place[one[0]] for one in examples.targets], np.int64)
+        for one, where in zip(_labels_of(examples), examples.places, strict=True):
+            if len(one) != 1:
+                raise DataError(f"{where} has {len(one)} labels, and the network was trained to give one")
+        return np.array([place.get(one[0], -1) for one in examples.targets], np.int64)
 
     def targets(self, encoded: np.ndarray, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(encoded[rows])
@@ -108,16 +114,17 @@ class Classify(OnExamples):
     def loss(self, batch: Batch, state: State) -> tuple[Tensor, State]:
         losses = self.example_loss(self.model(batch.inputs, batch.lengths), batch.targets)
         if self.options.balance and not self.known["multilabel"]:
-            losses = losses * self._balance().to(losses.device)[batch.targets]
+            losses = losses * self.balance.to(losses.device)[batch.targets]
         return losses.sum() / batch.weight, state
 
     def example_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The surprise of the labels of each example `[batch]` in nats, under scores `[batch, labels]`."""
         if self.known["multilabel"]:
             return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").sum(1)
-        return F.cross_entropy(outputs, targets, reduction="none")
+        return F.cross_entropy(outputs, targets, reduction="none", ignore_index=-1)
 
-    def _balance(self) -> Tensor:
+    @cached_property
+    def balance(self) -> Tensor:
         """A weight for each label, so that all count the same: examples / (labels * examples of the label)."""
         counts = np.bincount(self.parts["train"].targets, minlength=len(self.known["labels"]))
         return torch.from_numpy(counts.sum() / (len(counts) * np.maximum(counts, 1))).float()
@@ -158,6 +165,9 @@ class Classify(OnExamples):
             "unknown_words": self.inputs.unknown(part.inputs),
             "worst": self._worst(part, probabilities),
         }
+        names_here = {name for one in _labels_of(part.examples) for name in one}
+        if strange := sorted(names_here - set(names)):
+            report["unknown_labels"] = strange  # never guessed, and so counted as wrong
         if not self.known["multilabel"]:
             report["confusion"] = scores.confusion(part.targets, probabilities.argmax(1), len(names))
         report["floors"] = {}
@@ -184,7 +194,7 @@ class Classify(OnExamples):
         if self.known["multilabel"]:
             likely = np.where(part.targets > 0, probabilities, 1 - probabilities).min(1)
         else:
-            likely = probabilities[np.arange(len(probabilities)), part.targets]
+            likely = np.where(part.targets < 0, 0.0, probabilities[np.arange(len(probabilities)), part.targets])
         rows = [int(row) for row in np.argsort(likely, kind="stable")[:WORST]]
         guesses = self._guesses(probabilities)
         named = lambda row, values: [self.known["labels"][at] for at in np.flatnonzero(values)]  # noqa: E731
@@ -204,12 +214,15 @@ class Classify(OnExamples):
         lines = [f"{report['data']}: {report['n']:,} examples, {len(report['labels'])} labels"]
         lines += [f"  {name.replace('_', ' '):<32} {value:.4f}" for name, value in report["scores"].items()]
         lines += [f"  floor: {name:<25} {value:.4f} {report['headline']}" for name, value in report["floors"].items()]
+        if "unknown_labels" in report:
+            some = ", ".join(map(in_one_line, report["unknown_labels"][:10]))
+            lines.append(f"  not known from training, and so counted as wrong: {some}")
         if "confusion" in report and len(report["labels"]) <= 12:
             lines += scores.table(report["confusion"], report["labels"])
         if report["worst"]:
             lines.append("  what it gets most wrong:")
         for one in report["worst"][:5]:
-            text = "" if one["input"] is None else f": {one['input'][:90]}"
+            text = "" if one["input"] is None else f": {in_one_line(one['input'][:90])}"
             lines.append(
                 f"    {one['place']} is {', '.join(one['label'])}, guessed {', '.join(one['guess']) or 'nothing'} "
                 f"(probability of the truth {one['probability']:.3f}){text}"
@@ -231,15 +244,19 @@ class Classify(OnExamples):
     def shown(self, answer: dict[str, Any]) -> str:
         label = answer["label"] if "label" in answer else " ".join(answer["labels"])
         chances = "  ".join(f"{name} {value:.3f}" for name, value in answer["probabilities"].items())
-        return f"{label}\t{chances}\t{answer.get('text', answer.get('example'))}"
+        return (
+            in_one_line(label)
+            + f"\t{chances}\t"
+            + in_one_line(answer["text"] if "text" in answer else answer["example"])
+        )
 
     def line(self, text: str, place: str) -> Examples:
-        return text_or_series(self.inputs.kind, text, place)
+        return text_or_series(self.inputs.kind, text, place, self.config.data.text)
 
     @classmethod
     def survey(cls, config: Config, sources: Sources) -> dict[str, Any]:
         parts = cls._parts(config, sources)
-        report = survey_examples(parts, config.data.longest)
+        report = survey_examples(parts, lengths_of(config, parts), config.data.longest)
         counts = Counter(name for one in _labels_of(parts["train"]) for name in one)
         report["labels"] = [f"{name}: {count:,}" for name, count in counts.most_common()]
         rarest, most = min(counts.values()), max(counts.values())
@@ -272,6 +289,7 @@ def _labels_of(examples: Examples) -> list[tuple[str, ...]]:
 def _natural(name: str) -> tuple[bool, float, str]:
     """Numbers by their value, before words."""
     try:
-        return False, float(name), name
+        value = float(name)
     except ValueError:
         return True, 0.0, name
+    return (False, value, name) if math.isfinite(value) else (True, 0.0, name)

@@ -2,8 +2,10 @@
 
 import json
 import time
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, cast
@@ -70,8 +72,9 @@ class OnExamples(Task):
 
     @classmethod
     @abstractmethod
-    def learn(cls, config: Config, train: Examples) -> dict[str, Any]:
-        """What is learnt of the targets (labels, scales), for JSON. Raises DataError where nothing can be learnt from them."""
+    def learn(cls, config: Config, parts: Mapping[str, Examples]) -> dict[str, Any]:
+        """What is learnt of the targets, for JSON: scales of the training, names of all parts, so that a rare label that falls to
+        another part is no surprise. Raises DataError where nothing can be learnt from them."""
 
     @classmethod
     @abstractmethod
@@ -80,7 +83,7 @@ class OnExamples(Task):
 
     @abstractmethod
     def encode_targets(self, examples: Examples) -> Any:
-        """The targets as arrays. Raises DataError with the place of one that was not there in training."""
+        """The targets as arrays, -1 for a label that is not known."""
 
     @abstractmethod
     def targets(self, encoded: Any, rows: np.ndarray) -> Any:
@@ -111,9 +114,11 @@ class OnExamples(Task):
     @classmethod
     def prepare(cls, config: Config, sources: Sources, folder: Path) -> Self:
         options(cls, config)
+        if config.regularize.ar or config.regularize.tar:
+            raise UsageError("regularize.ar and tar are for networks that write; leave them out")
         parts = cls._parts(config, sources)
         train = parts["train"]
-        known = cls.learn(config, train)
+        known = cls.learn(config, parts)
         inputs = Inputs.learn(config, train, letters=bool(getattr(options(cls, config), "letters", False)))
         known["notes"] = train.notes
         known["channels"] = train.channels
@@ -144,6 +149,7 @@ class OnExamples(Task):
         """The examples of each part: those of a fold, where one is asked for, else those that files say, else a share."""
         data, seed = config.data, config.train.seed
         train = cls._read(config, sources.train, "train")
+        channels = train.channels
         if data.fold is not None:
             if sources.test or data.folds is None or data.fold > data.folds:
                 raise UsageError(
@@ -153,9 +159,9 @@ class OnExamples(Task):
             test, train = train.take(held), train.take(np.setdiff1d(np.arange(len(train)), held))
             parts = {"test": test}
         else:
-            parts = {"test": cls._read(config, sources.test, "test")} if sources.test else {}
+            parts = {"test": aligned(cls._read(config, sources.test, "test"), channels)} if sources.test else {}
         if sources.valid:
-            return {"train": train, "valid": cls._read(config, sources.valid, "valid"), **parts}
+            return {"train": train, "valid": aligned(cls._read(config, sources.valid, "valid"), channels), **parts}
         if read.is_synthetic(sources.train[0]):
             name = read.synthetic_name(sources.train[0])
             made: dict[str, Examples] = {
@@ -170,6 +176,8 @@ class OnExamples(Task):
     def _read(
         cls, config: Config, paths: Sequence[Path], part: str, wanted: bool = True, tolerant: bool = False
     ) -> Examples:
+        if any(map(read.is_synthetic, paths)) and len(paths) > 1:
+            raise UsageError("a synthetic set was given with other data; give it alone")
         if read.is_synthetic(paths[0]):
             return synthetic(read.synthetic_name(paths[0]), cast(Any, part), None, config.train.seed)
         return cls.read_files(config, paths, wanted, tolerant)
@@ -303,11 +311,15 @@ class OnExamples(Task):
     def evaluate(self, data: Sequence[Path] | None = None) -> dict[str, Any]:
         began = time.monotonic()
         if data is None:
+            if not self.parts:
+                raise UsageError(
+                    "this model was loaded without the data of its run; load the run folder, or give files"
+                )
             name = "test" if "test" in self.parts else "valid"
             part = self.parts[name]
         else:
             paths = read.sources(data)
-            part = self.part(self._read(self.config, paths, "test"))
+            part = self.part(aligned(self._read(self.config, paths, "test"), self.known["channels"]))
             name = ", ".join(read.shown(path.name) for path in paths[:5])
         report = self.report(part, self.parts.get("train"))
         return {
@@ -319,28 +331,34 @@ class OnExamples(Task):
         }
 
     def predict(self, data: Any) -> Any:
-        """What the model says of one example: a text, a list of words, or numbers [time, channels]."""
-        kind = self.inputs.kind
+        """What the model says of one example: a text, a list of words, or numbers [time, channels]. Raises DataError."""
+        place, kind = "the example", self.inputs.kind
+        if isinstance(data, str):
+            return next(self._answered(self.line(data, place), best=5))
         if kind == "series":
-            data = np.asarray(data, np.float32)
-            if data.ndim == 1:
-                data = data[:, None]
-            if data.ndim != 2 or not np.isfinite(data).all():
-                raise DataError(
-                    f"an example was given as an array of shape {data.shape}, wanted finite [time, channels]"
-                )
-        elif kind == "words" and isinstance(data, str):
-            data = data.split()
-        return next(self.answer(Examples(kind, [data], None, None, ["the example"]), best=5))
+            data = series_of(data, place)
+        elif kind == "text" or not isinstance(data, list) or not data or not all(isinstance(one, str) for one in data):
+            raise DataError(
+                f"{place} was given as {type(data).__name__}, wanted a text{' or a list of words' * (kind == 'words')}"
+            )
+        return next(self._answered(Examples(kind, [data], None, None, [place]), best=5))
+
+    def _answered(self, examples: Examples, best: int) -> Iterator[dict[str, Any]]:
+        """The answers, and of each sequence that was cut how many steps were left out."""
+        longest = self.config.data.longest
+        for one, answer in zip(examples.inputs, self.answer(examples, best), strict=True):
+            left_out = 0 if longest is None else _length(self.inputs, one) - longest
+            yield {**answer, "cut": left_out} if left_out > 0 else answer
 
     def answers(self, source: Path | Iterable[str], best: int = 5) -> Iterator[dict[str, Any] | DataError]:
         if isinstance(source, Path):
             if not _is_plain(source):
-                examples = self._read(self.config, read.sources([source]), "test", wanted=False, tolerant=True)
-                yield from self.answer(examples, best)
+                found = self._read(self.config, read.sources([source]), "test", wanted=False, tolerant=True)
+                examples = aligned(found, self.known["channels"])
+                yield from self._answered(examples, best)
                 yield from map(DataError, examples.problems)
                 return
-            source = "".join(read.characters(source)).splitlines()
+            source = "".join(read.characters(source)).removesuffix("\n").split("\n")
         for number, text in enumerate(source, 1):
             try:
                 example = self.line(text.rstrip("\r\n"), f"line {number}")
@@ -348,7 +366,7 @@ class OnExamples(Task):
                     raise DataError(
                         f"line {number} is {example.kind}, and the network was trained on {self.inputs.kind}"
                     )
-                yield from self.answer(example, best)
+                yield from self._answered(example, best)
             except DataError as error:
                 yield error
 
@@ -366,11 +384,12 @@ def options(task: type[OnExamples], config: Config) -> Any:
 def record_of(text: str, place: str, keys: Sequence[str]) -> Any:
     """The value under one of the keys, of a line that holds a JSON object; or a JSON array itself; None where it is neither.
     Raises DataError."""
+    text = text.lstrip("\ufeff \t")
     if not text.startswith(("{", "[")):
         return None
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if text.startswith("["):
             return None
         raise DataError(f"{place} begins as a JSON object and is none: {error}") from None
@@ -382,10 +401,10 @@ def record_of(text: str, place: str, keys: Sequence[str]) -> Any:
     return value
 
 
-def text_or_series(kind: str, text: str, place: str) -> Examples:
-    """The one example of a line: numbers where the network reads series, else a text, by itself or in a JSON object. Raises
-    DataError."""
-    value = record_of(text, place, ("text", "values", "x", "sentence"))
+def text_or_series(kind: str, text: str, place: str, column: str | None) -> Examples:
+    """The one example of a line: numbers where the network reads series, else a text, by itself or in a JSON object under `text` or
+    the name of the column that was trained on. Raises DataError."""
+    value = record_of(text, place, (*([column] if column else []), "text", "values", "x", "sentence"))
     if kind == "series":
         return Examples("series", [series_of(value, place)], None, None, [place])
     text = text if value is None else value
@@ -394,11 +413,35 @@ def text_or_series(kind: str, text: str, place: str) -> Examples:
     return Examples("text", [text], None, None, [place])
 
 
+def aligned(examples: Examples, channels: list[str]) -> Examples:
+    """The same with the channels in the order of the training, where both have names. Raises DataError where they are others."""
+    if not channels or not examples.channels or examples.channels == channels:
+        return examples
+    if sorted(channels) != sorted(examples.channels):
+        raise DataError(
+            f"{examples.places[0]} has the channels {', '.join(examples.channels)}, and the training {', '.join(channels)}; "
+            "give the same ones"
+        )
+    order = [examples.channels.index(name) for name in channels]
+    return replace(examples, inputs=[one[:, order] for one in examples.inputs], channels=channels)
+
+
+def lengths_of(config: Config, parts: Mapping[str, Examples], letters: bool = False) -> dict[str, np.ndarray]:
+    """How many steps the sequences of each part have, as a network would read them."""
+    inputs = Inputs.learn(config, parts["train"], letters)
+    return {name: inputs.encode(part).steps.lengths for name, part in parts.items()}
+
+
+def in_one_line(text: str) -> str:
+    """A text as one line of a terminal: control characters are escaped."""
+    return "".join(repr(char)[1:-1] if unicodedata.category(char) == "Cc" else char for char in text)
+
+
 def series_of(value: Any, place: str) -> np.ndarray:
     """Numbers [time, channels] of a JSON value, `[1, 2, 3]` or `[[1, 2], [3, 4]]`. Raises DataError."""
     try:
         numbers = np.array(value, np.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(
             f"{place} holds no array of numbers; wanted [[1.0, 2.0], [3.0, 4.0]], a list for each step"
         ) from None
@@ -438,33 +481,36 @@ def _load(folder: Path) -> tuple[Inputs, dict[str, Any]]:
 
 def _write(folder: Path, name: str, examples: Examples) -> None:
     """Leave examples in a folder: series as an array, all else as JSON."""
-    kept: dict[str, Any] = {
-        "kind": examples.kind,
-        "heads": examples.heads,
-        "places": examples.places,
-        "channels": examples.channels,
-    }
+    kept = {key: getattr(examples, key) for key in ("kind", "heads", "places", "channels")}
+    arrays: dict[str, Any] = {}
     if examples.kind == "series":
         joined = Ragged.of(examples.inputs, np.zeros((0, examples.inputs[0].shape[1]), np.float32))
-        np.savez(folder / f"{name}.npz", values=joined.values, bounds=joined.bounds)
+        arrays |= {"values": joined.values, "bounds": joined.bounds}
     else:
         kept["inputs"] = examples.inputs
-    numbers = bool(examples.targets) and isinstance(cast(list[Any], examples.targets)[0], np.ndarray)
-    kept["numbers"] = numbers
-    kept["whole"] = bool(examples.targets) and isinstance(cast(list[Any], examples.targets)[0], tuple)
-    kept["targets"] = [one.tolist() for one in examples.targets or ()] if numbers else examples.targets
-    storage.write_json(folder / f"{name}.json", kept)
+    first = examples.targets[0] if examples.targets else None
+    kept["form"] = "numbers" if isinstance(first, np.ndarray) else type(first).__name__
+    if isinstance(first, np.ndarray):
+        rows = [one.reshape(-1, one.shape[-1]) for one in cast(list[Any], examples.targets)]
+        told = Ragged.of(rows, rows[0])
+        arrays |= {"targets": told.values, "target_bounds": told.bounds, "each": np.array(first.ndim == 2)}
+    else:
+        kept["targets"] = examples.targets
+    np.savez(folder / f"{name}.npz", **arrays)
+    text = json.dumps(kept, ensure_ascii=False, allow_nan=False)
+    (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def _read_part(folder: Path, name: str) -> Examples:
-    kept = storage.read_json(folder / f"{name}.json")
-    inputs = kept.get("inputs")
-    if kept["kind"] == "series":
-        with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+    path = folder / f"{name}.json"
+    kept = storage.read_json(path, limit_bytes=path.stat().st_size)  # as large as the manifest has it
+    inputs, targets = kept.get("inputs"), kept.get("targets")
+    with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+        if kept["kind"] == "series":
             inputs = np.split(arrays["values"], arrays["bounds"][1:-1])
-    targets = kept["targets"]
-    if kept["numbers"]:
-        targets = [np.array(one, np.float32) for one in targets]
-    elif kept["whole"]:
+        if kept["form"] == "numbers":
+            targets = np.split(arrays["targets"], arrays["target_bounds"][1:-1])
+            targets = targets if bool(arrays["each"]) else [one[0] for one in targets]
+    if kept["form"] == "tuple":
         targets = [tuple(one) for one in targets]
     return Examples(kept["kind"], inputs, targets, kept["heads"], kept["places"], kept["channels"])

@@ -2,7 +2,7 @@
 
 import lzma
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -76,10 +76,12 @@ def label_floors(
         return floors
     lower = [[word.lower() for word in text] for text in inputs]
     asked = [[word.lower() for word in text] for text in others]
+    if targets.ndim == 1 and len(np.unique(targets)) < 2:
+        return floors
     bag = Bag(lower, order=2, weighted=True)
     floors["words and pairs, logistic"] = _score(truth, _logistic(bag.matrix, targets, bag.rows(asked), 10.0))
     if vectors is not None:
-        means = [_means(texts, vectors) for texts in (inputs, others)]
+        means = [_means(texts, vectors) for texts in (lower, asked)]
         floors["mean of vectors, logistic"] = _score(truth, _logistic(means[0], targets, means[1], 1.0))
     return floors
 
@@ -145,7 +147,7 @@ def tag_floors(
     if train is not None and test is not None:
         counts: dict[str, Counter[str]] = {}
         for words, own in zip(train, tags, strict=True):
-            for word, tag in zip(words, own, strict=True):
+            for word, tag in zip(words[: len(own)], own, strict=True):
                 counts.setdefault(word, Counter())[tag] += 1
         best = {word: count.most_common(1)[0][0] for word, count in counts.items()}
         guesses = [
@@ -162,11 +164,6 @@ def _tag_score(bio: bool) -> Callable[[list[list[str]], list[list[str]]], float]
     return lambda truth, guesses: float((flat(truth) == flat(guesses)).mean())
 
 
-def head_floors(train: tuple[list[Any], np.ndarray], test: tuple[list[Any], np.ndarray]) -> dict[str, float]:
-    """`label_floors` of the labels of whole sequences."""
-    return label_floors(train, test, None)
-
-
 def number_floors(
     train: tuple[Ragged | None, Ragged], test: tuple[Ragged | None, Ragged], std: np.ndarray, *, ahead: bool
 ) -> dict[str, float]:
@@ -177,21 +174,26 @@ def number_floors(
     if train[0] is not None and test[0] is not None:
         each = bool((train[1].lengths != 1).any()) or bool((train[0].lengths == 1).all())
         steps = int(min(RIDGE_STEPS, train[0].lengths.max()))
-        xs, others = (_windows(part, steps, each, ahead) for part in (train[0], test[0]))
-        gram = xs.T @ xs + np.eye(xs.shape[1])
-        floors[f"ridge on {steps} steps"] = score(others @ np.linalg.solve(gram, xs.T @ train[1].values))
+        gram: Any = 0.0
+        towards: Any = 0.0
+        for xs, (begin, end) in zip(_windows(train[0], steps, each, ahead), _spans_of(train[1]), strict=True):
+            gram, towards = gram + xs.T @ xs, towards + xs.T @ train[1].values[begin:end]
+        weights = np.linalg.solve(gram + np.eye(len(gram)), towards)
+        guesses = [xs @ weights for xs in _windows(test[0], steps, each, ahead)]
+        floors[f"ridge on {steps} steps"] = score(np.concatenate(guesses))
     return floors
 
 
-def _windows(series: Ragged, steps: int, each: bool, ahead: bool) -> np.ndarray:
-    """Rows of the last `steps` steps (of each step, where `each`), zeros before the first one, and a one."""
-    rows = []
-    for begin, end in zip(series.bounds[:-1], series.bounds[1:], strict=True):
-        one = series.values[begin:end]
-        after = np.zeros((steps - 1 if ahead else 0, one.shape[1]), one.dtype)
-        padded = np.concatenate([np.zeros((steps - 1, one.shape[1]), one.dtype), one, after])
-        size = 2 * steps - 1 if ahead else steps
-        seen = np.lib.stride_tricks.sliding_window_view(padded, size, axis=0).reshape(len(one), -1)
-        rows.append(seen if each else seen[-1:])
-    made = np.concatenate(rows)
-    return np.concatenate([made, np.ones((len(made), 1), made.dtype)], axis=1)
+def _spans_of(ragged: Ragged) -> Iterator[tuple[int, int]]:
+    return zip(ragged.bounds[:-1], ragged.bounds[1:], strict=True)
+
+
+def _windows(series: Ragged, steps: int, each: bool, ahead: bool) -> Iterator[np.ndarray]:
+    """Of each series a row of the last `steps` steps (of each step, where `each`), zeros before the first one, and a one."""
+    for begin, end in _spans_of(series):
+        one = series.values[begin:end].astype(np.float64)
+        before, after = np.zeros((steps - 1, one.shape[1])), np.zeros((steps - 1 if ahead else 0, one.shape[1]))
+        padded = np.concatenate([before, one, after])
+        seen = np.lib.stride_tricks.sliding_window_view(padded, 2 * steps - 1 if ahead else steps, axis=0)
+        rows = seen if each else seen[-1:]
+        yield np.concatenate([rows.reshape(len(rows), -1), np.ones((len(rows), 1))], axis=1)

@@ -59,8 +59,7 @@ class Inputs:
         if train.kind == "series":
             if config.embed.vectors is not None or config.tokens.kind != "auto":
                 raise UsageError("these examples are series of numbers: they have no tokens and no word vectors")
-            steps = np.concatenate(train.inputs)
-            return cls("series", scale=(steps.mean(0), np.where((std := steps.std(0)) > 0, std, 1.0)))
+            return cls("series", scale=scale_of(np.concatenate(train.inputs)))
         kind = _kind(config, train)
         if train.kind == "text" and kind != "words":
             kept = train.inputs
@@ -110,6 +109,10 @@ class Inputs:
         assert self.tokens is not None
         if config.embed.tied:
             raise UsageError("embed.tied is for networks that write; leave it out")
+        if config.embed.word_dropout and not (isinstance(self.tokens, Vocabulary) and config.embed.kind == "table"):
+            raise UsageError(
+                "embed.word_dropout takes words for unknown ones, and the network reads none; leave it out"
+            )
         if config.embed.kind == "onehot":
             return OneHot(self.tokens.size)
         learnt = self.tokens.seen if isinstance(self.tokens, Vocabulary) else self.tokens.size
@@ -154,6 +157,12 @@ class Inputs:
             ids = [self._letter.get(letter, 1) for letter in word[:LETTERS]]
             out[at, : len(ids)] = ids
         return out
+
+
+def scale_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column, 1 where it is always the same."""
+    spread = rows.std(0, dtype=np.float64)
+    return rows.mean(0, dtype=np.float64), np.where(np.ptp(rows, axis=0) > 0, spread, 1.0)
 
 
 def _kind(config: Config, train: Examples) -> str:

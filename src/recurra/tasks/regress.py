@@ -1,6 +1,6 @@
 """The regression task: a number, or several, from a sequence or at every step of it."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, final
@@ -16,12 +16,13 @@ from recurra.data.feed import Ragged
 from recurra.data.labelled import labelled
 from recurra.data.series import is_series, series
 from recurra.data.survey import survey_examples
-from recurra.errors import DataError, UsageError
+from recurra.errors import DataError
 from recurra.models import Encoder, ManyToMany, ManyToOne
 from recurra.state import State, within
 from recurra.tasks.base import Sources, Unit, Validation
-from recurra.tasks.examples import OnExamples, Part, text_or_series
+from recurra.tasks.examples import OnExamples, Part, lengths_of, text_or_series
 from recurra.tasks.floors import number_floors
+from recurra.tasks.inputs import scale_of
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -56,18 +57,19 @@ class Regress(OnExamples):
         )
 
     @classmethod
-    def learn(cls, config: Config, train: Examples) -> dict[str, Any]:
+    def learn(cls, config: Config, parts: Mapping[str, Examples]) -> dict[str, Any]:
+        train = parts["train"]
         numbers = _numbers_of(train)
-        each = numbers[0].ndim == 2
-        rows = np.concatenate(numbers) if each else np.stack(numbers)
-        spread = rows.std(0)
-        if not (spread > 0).any():
+        for one, where in zip(numbers, train.places, strict=True):
+            if one.shape[-1] != numbers[0].shape[-1] or one.ndim != numbers[0].ndim:
+                raise DataError(
+                    f"{where} has numbers of shape {one.shape}, and {train.places[0]} of {numbers[0].shape}; give as many each"
+                )
+        rows = np.concatenate([one.reshape(-1, one.shape[-1]) for one in numbers])
+        if not (np.ptp(rows, axis=0) > 0).any():
             raise DataError(f"every target is {rows[0].tolist()}; wanted numbers that differ")
-        return {
-            "each_step": each,
-            "mean": rows.mean(0, dtype=np.float64).tolist(),
-            "std": np.where(spread > 0, spread, 1.0).astype(float).tolist(),
-        }
+        mean, std = scale_of(rows)
+        return {"each_step": numbers[0].ndim == 2, "mean": mean.tolist(), "std": std.tolist()}
 
     @classmethod
     def strata(cls, examples: Examples) -> list[Hashable]:
@@ -80,7 +82,9 @@ class Regress(OnExamples):
         mean, std = np.array(self.known["mean"], np.float32), np.array(self.known["std"], np.float32)
         longest = self.config.data.longest if self.known["each_step"] else None
         parts = []
-        for one, where in zip(_numbers_of(examples), examples.places, strict=True):
+        for one, where, xs in zip(_numbers_of(examples), examples.places, examples.inputs, strict=True):
+            if self.known["each_step"] and one.ndim == 1:  # the same at every step, and so taken for one of the whole
+                one = np.repeat(one[None], len(xs), axis=0)  # noqa: PLW2901
             if one.shape[-1] != len(mean) or (one.ndim == 2) != self.known["each_step"]:
                 raise DataError(f"{where} has numbers of shape {one.shape}, unlike those of the training ({len(mean)})")
             parts.append(((one - mean) / std).reshape(-1, len(mean))[:longest])
@@ -142,14 +146,15 @@ class Regress(OnExamples):
         std = np.array(self.known["std"])
         truth = part.targets.values * std
         apart = (np.concatenate(self._outputs(part)) - part.targets.values) * std
-        spread = ((truth - truth.mean(0)) ** 2).mean()
+        spread = ((truth - truth.mean(0)) ** 2).mean(0)
+        explained = [1 - part / whole for part, whole in zip((apart**2).mean(0), spread, strict=True) if whole > 0]
         report: dict[str, Any] = {
             "headline": "mse",
             "higher_is_better": False,
             "scores": {
                 "mse": float((apart**2).mean()),
                 "mae": float(np.abs(apart).mean()),
-                "explained": float(1 - (apart**2).mean() / spread) if spread > 0 else 0.0,
+                "explained": float(np.mean(explained)) if explained else 0.0,
             },
             "each_step": self.known["each_step"],
             "floors": {},
@@ -181,12 +186,12 @@ class Regress(OnExamples):
         return "; ".join(" ".join(f"{value:.6g}" for value in row) for row in rows)
 
     def line(self, text: str, place: str) -> Examples:
-        return text_or_series(self.inputs.kind, text, place)
+        return text_or_series(self.inputs.kind, text, place, self.config.data.text)
 
     @classmethod
     def survey(cls, config: Config, sources: Sources) -> dict[str, Any]:
         parts = cls._parts(config, sources)
-        report = survey_examples(parts, config.data.longest)
+        report = survey_examples(parts, lengths_of(config, parts), config.data.longest)
         numbers = _numbers_of(parts["train"])
         rows = np.concatenate([one.reshape(-1, one.shape[-1]) for one in numbers])
         for at in range(rows.shape[1]):
@@ -207,8 +212,6 @@ def _numbers_of(examples: Examples) -> list[np.ndarray]:
         return targets
     out = []
     for one, where in zip(targets, examples.places, strict=True):
-        if isinstance(one, list):
-            raise UsageError("these examples have a label for each step; take the tag task")
         try:
             numbers = np.array([float(value) for value in one], np.float32)
         except ValueError:
@@ -217,5 +220,5 @@ def _numbers_of(examples: Examples) -> list[np.ndarray]:
             ) from None
         if not np.isfinite(numbers).all():
             raise DataError(f"{where} has a number that is not finite; correct it, or leave it out")
-        out.append(numbers)
+        out.append(numbers[:, None] if isinstance(one, list) else numbers)  # a list tells of each step
     return out

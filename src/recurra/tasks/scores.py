@@ -6,12 +6,13 @@ BINS = 10  # of the expected calibration error
 
 
 def of_labels(truth: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Of one label for each example: int64 `[examples]`, probabilities `[examples, labels]`."""
+    """Of one label for each example: int64 `[examples]`, -1 for one that could not be guessed, and probabilities
+    `[examples, labels]`. The nats are those of the others."""
     guesses = probabilities.argmax(1)
     return {
         "accuracy": float((guesses == truth).mean()),
         "macro_f1": macro_f1(truth, guesses, probabilities.shape[1]),
-        "nats": float(-np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-12)).mean()),
+        "nats": _surprise(truth, probabilities),
         "calibration_error": calibration_error(probabilities.max(1), guesses == truth),
     }
 
@@ -19,10 +20,11 @@ def of_labels(truth: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 def of_several_labels(truth: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Of any number of labels for each example: 0 or 1 `[examples, labels]`, probabilities of the same shape."""
     guesses = (probabilities > 0.5).astype(np.float32)
-    each = [_f1(truth[:, at] > 0, guesses[:, at] > 0) for at in range(truth.shape[1])]
+    there = np.flatnonzero((truth > 0).any(0) | (guesses > 0).any(0))
+    each = [_f1(truth[:, at] > 0, guesses[:, at] > 0) for at in there]
     return {
         "micro_f1": micro_f1(truth, guesses),
-        "macro_f1": float(np.mean(each)),
+        "macro_f1": float(np.mean(each)) if each else 0.0,
         "exact": float((guesses == truth).all(1).mean()),
         "calibration_error": calibration_error(
             np.maximum(probabilities, 1 - probabilities).ravel(), (guesses == truth).ravel()
@@ -54,7 +56,8 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
 
 
 def confusion(truth: np.ndarray, guesses: np.ndarray, labels: int) -> list[list[int]]:
-    """How often label i was guessed to be j, row i, column j."""
+    """How often label i was guessed to be j, row i, column j; examples of an unknown label (-1) are left out."""
+    truth, guesses = truth[truth >= 0], guesses[truth >= 0]
     return np.bincount(truth * labels + guesses, minlength=labels * labels).reshape(labels, labels).tolist()
 
 
@@ -66,6 +69,12 @@ def table(matrix: list[list[int]], names: list[str]) -> list[str]:
         f"  {name:<14.14}" + "".join(f"{count:>10,}" for count in row) for name, row in zip(names, matrix, strict=True)
     )
     return [head, *rows]
+
+
+def _surprise(truth: np.ndarray, probabilities: np.ndarray) -> float:
+    known = np.flatnonzero(truth >= 0)
+    chances = probabilities[known, truth[known]]
+    return float(-np.log(np.maximum(chances, 1e-12)).mean()) if len(known) else 0.0
 
 
 def _f1(truth: np.ndarray, guesses: np.ndarray) -> float:

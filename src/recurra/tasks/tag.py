@@ -1,10 +1,10 @@
 """The tagging task: a label for every step of a sequence, and one for the whole of it where the data has such."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, NamedTuple, cast, final
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from recurra.spans import bio_problems, span_scores, spans
 from recurra.state import State, within
 from recurra.tasks import scores
 from recurra.tasks.base import Sources, Unit, Validation
-from recurra.tasks.examples import OnExamples, Part, record_of, series_of
-from recurra.tasks.floors import head_floors, tag_floors
+from recurra.tasks.examples import OnExamples, Part, in_one_line, lengths_of, record_of, series_of
+from recurra.tasks.floors import label_floors, tag_floors
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -38,11 +38,19 @@ class Options:
     letters: bool = True
 
 
-class Targets:
+class Targets(NamedTuple):
     """The tags of sequences, and the labels of whole ones where there are some."""
 
-    def __init__(self, tags: Ragged, heads: np.ndarray | None) -> None:
-        self.tags, self.heads = tags, heads
+    tags: Ragged
+    heads: np.ndarray | None
+
+
+class Guesses(NamedTuple):
+    """Tags and labels of whole sequences as the network says them, and its mean loss; 0 where that is not known."""
+
+    tags: list[list[str]]
+    heads: list[str] | None
+    loss: float
 
 
 @final
@@ -65,16 +73,17 @@ class Tag(OnExamples):
         return tagged(paths, wanted=wanted, tolerant=tolerant)
 
     @classmethod
-    def learn(cls, config: Config, train: Examples) -> dict[str, Any]:
-        targets = _tags_of(train)
-        counts = Counter(tag for tags in targets for tag in tags)
+    def learn(cls, config: Config, parts: Mapping[str, Examples]) -> dict[str, Any]:
+        train = parts["train"]
+        counts = {tag for part in parts.values() for tags in _tags_of(part) for tag in tags}
+        heads = {head for part in parts.values() for head in part.heads or ()}
         names = sorted(counts, key=lambda name: (name != "O", name))
         if len(names) < 2:
             raise DataError(f"every step has the tag {names[0] if names else 'of nothing'!r}; wanted at least two tags")
         apart = [split_again(" ".join(words)) == words for words in train.inputs] if train.kind == "words" else [False]
         return {
             "tags": names,
-            "heads": sorted(set(train.heads)) if train.heads else [],
+            "heads": sorted(heads) if train.heads and len(heads) > 1 else [],  # one alone says nothing
             "bio": any(name.startswith("B-") for name in names),
             "split": sum(apart) > 0.9 * len(apart),
         }
@@ -86,26 +95,13 @@ class Tag(OnExamples):
     def encode_targets(self, examples: Examples) -> Targets | None:
         if examples.targets is None:
             return None
-        tags = Ragged.of(
-            [
-                _ids(one, self.known["tags"], where)
-                for one, where in zip(_tags_of(examples), examples.places, strict=True)
-            ],
-            np.zeros(0, np.int64),
-        )
-        longest = self.config.data.longest
-        if longest is not None:
-            tags = Ragged.of(np.split(tags.values, tags.bounds[1:-1]), tags.values)
-            tags = Ragged.of([tags.values[a:b][:longest] for a, b in _pairs(tags)], tags.values)
+        longest, of_tag = self.config.data.longest, {name: at for at, name in enumerate(self.known["tags"])}
+        rows = [np.array([of_tag.get(tag, -1) for tag in tags[:longest]], np.int64) for tags in _tags_of(examples)]
         heads = None
         if self.known["heads"] and examples.heads is not None:
-            heads = np.concatenate(
-                [
-                    _ids([one], self.known["heads"], where)
-                    for one, where in zip(examples.heads, examples.places, strict=True)
-                ]
-            )
-        return Targets(tags, heads)
+            of_head = {name: at for at, name in enumerate(self.known["heads"])}
+            heads = np.array([of_head.get(name, -1) for name in examples.heads], np.int64)
+        return Targets(Ragged.of(rows, np.zeros(0, np.int64)), heads)
 
     def targets(self, encoded: Targets, rows: np.ndarray) -> Any:
         tags, _ = encoded.tags.padded(rows)
@@ -136,46 +132,47 @@ class Tag(OnExamples):
         return self.model.crf.decode(outputs, lengths) if self.model.crf is not None else outputs.argmax(2)
 
     def judge(self, part: Part) -> Validation:
-        guesses, loss = self._guesses(part)
-        return Validation(loss, 1 - self._headline(self._scores(part, guesses)))
+        guesses = self._guesses(part)
+        return Validation(guesses.loss, 1 - self._headline(self._scores(part, guesses)))
 
     def _headline(self, made: dict[str, float]) -> float:
         main = made["f1"] if self.known["bio"] else made["accuracy"]
         return (main + made["intent_accuracy"]) / 2 if "intent_accuracy" in made else main
 
-    def _guesses(self, part: Part) -> tuple[tuple[list[list[str]], list[str] | None], float]:
-        """Tags and heads as the network guesses them, and the mean loss where the targets are there."""
+    def _guesses(self, part: Part) -> Guesses:
+        """What the network says, and the mean loss where all tags of the part are known."""
         tags: list[list[str]] = [[] for _ in part.inputs.steps.lengths]
         heads: list[str] | None = [""] * len(tags) if self.known["heads"] else None
+        told = part.targets is not None and bool((part.targets.tags.values >= 0).all())
         total = 0.0
         for rows, (outputs, scored), lengths in self.outputs(part.inputs):
-            best = self.decoded(outputs, lengths.to(outputs.device)).cpu()
+            ends = lengths.to(outputs.device)
+            best = self.decoded(outputs, ends).cpu()
             for at, row in enumerate(rows):
                 tags[row] = [self.known["tags"][tag] for tag in best[at, : int(lengths[at])].tolist()]
             if heads is not None:
                 for row, place in zip(rows, scored.argmax(1).tolist(), strict=True):
                     heads[row] = self.known["heads"][place]
-            if part.targets is not None:
-                target = self.targets(part.targets, rows)
-                total += float(self.tag_loss(outputs.cpu(), target[0], lengths).sum())
+            if told:
+                target = [one.to(outputs.device) for one in self.targets(part.targets, rows)]
+                total += float(self.tag_loss(outputs, target[0], ends).sum())
                 if len(target) > 1:
-                    total += float(F.cross_entropy(scored.cpu(), target[1], reduction="sum"))
-        return (tags, heads), total / max(1, len(tags))
+                    total += float(F.cross_entropy(scored, target[1], reduction="sum", ignore_index=-1))
+        return Guesses(tags, heads, total / max(1, len(tags)))
 
     def _truth(self, part: Part) -> list[list[str]]:
-        names = self.known["tags"]
-        return [[names[tag] for tag in part.targets.tags.values[a:b]] for a, b in _pairs(part.targets.tags)]
+        return [tags[: self.config.data.longest] for tags in _tags_of(part.examples)]
 
-    def _scores(self, part: Part, guesses: tuple[list[list[str]], list[str] | None]) -> dict[str, float]:
-        truth, (tags, heads) = self._truth(part), guesses
+    def _scores(self, part: Part, guesses: Guesses) -> dict[str, float]:
+        truth, tags, heads = self._truth(part), guesses.tags, guesses.heads
         right = [sum(a == b for a, b in zip(one, other, strict=True)) for one, other in zip(truth, tags, strict=True)]
-        steps = max(1, sum(map(len, truth)))
         whole = [one == other for one, other in zip(truth, tags, strict=True)]
-        made = {"accuracy": sum(right) / steps}
+        made = {"accuracy": sum(right) / max(1, sum(map(len, truth)))}
         if self.known["bio"]:
-            made = {name: span_scores(truth, tags)[name] for name in ("f1", "precision", "recall")} | made
+            found = span_scores(truth, tags)
+            made = {name: found[name] for name in ("f1", "precision", "recall")} | made
         else:
-            place = {name: at for at, name in enumerate(self.known["tags"])}
+            place = {name: at for at, name in enumerate(sorted({tag for one in [*truth, *tags] for tag in one}))}
             flat = [np.array([place[tag] for one in some for tag in one]) for some in (truth, tags)]
             made["macro_f1"] = scores.macro_f1(flat[0], flat[1], len(place))
         if heads is not None and part.examples.heads is not None:
@@ -187,7 +184,7 @@ class Tag(OnExamples):
     def report(self, part: Part, train: Part | None) -> dict[str, Any]:
         if part.targets is None:
             raise DataError("these examples have no tags to be compared with")
-        guesses, _ = self._guesses(part)
+        guesses = self._guesses(part)
         report: dict[str, Any] = {
             "headline": "f1" if self.known["bio"] else "accuracy",
             "higher_is_better": True,
@@ -197,13 +194,13 @@ class Tag(OnExamples):
             "floors": {},
         }
         if self.known["bio"]:
-            report["kinds"] = span_scores(self._truth(part), guesses[0])["kinds"]
-            report["invalid"] = sum(len(bio_problems(tags)) for tags in guesses[0])
+            report["kinds"] = span_scores(self._truth(part), guesses.tags)["kinds"]
+            report["invalid"] = sum(len(bio_problems(tags)) for tags in guesses.tags)
         if train is not None:
             report["floors"] = tag_floors(self._steps(train), self._truth(train), self._steps(part), self._truth(part))
             if part.targets.heads is not None:
-                texts = [(one.examples.inputs, one.targets.heads) for one in (train, part)]
-                report["intent_floors"] = head_floors(*texts)
+                of = lambda one: (one.examples.inputs, one.targets.heads)  # noqa: E731
+                report["intent_floors"] = label_floors(of(train), of(part), None)
         return report
 
     def _steps(self, part: Part) -> list[Any] | None:
@@ -228,7 +225,7 @@ class Tag(OnExamples):
 
     def answer(self, examples: Examples, best: int) -> Iterator[dict[str, Any]]:
         part = Part(examples, self.inputs.encode(examples, self.config.data.longest), None)
-        (tags, heads), _ = self._guesses(part)
+        tags, heads, _ = self._guesses(part)
         for row, one in enumerate(tags):
             said: dict[str, Any] = {} if heads is None else {"intent": heads[row]}
             if examples.kind != "words":
@@ -248,13 +245,9 @@ class Tag(OnExamples):
             yield {"tokens": tokens[: len(one)], "tags": one, **said}
 
     def shown(self, answer: dict[str, Any]) -> str:
-        head = f"{answer['intent']}\t" if "intent" in answer else ""
-        if "tokens" not in answer:
-            return f"{head}{' '.join(answer['tags'])}"
-        return head + " ".join(
-            token if tag == "O" else f"{token}/{tag}"
-            for token, tag in zip(answer["tokens"], answer["tags"], strict=True)
-        )
+        pairs = zip(answer.get("tokens", answer["tags"]), answer["tags"], strict=True)
+        said = " ".join(token if tag in ("O", token) else f"{token}/{tag}" for token, tag in pairs)
+        return "\t".join(in_one_line(part) for part in (*([answer["intent"]] if "intent" in answer else []), said))
 
     def line(self, text: str, place: str) -> Examples:
         value = record_of(text, place, ("tokens", "words", "text", "values", "x"))
@@ -263,14 +256,14 @@ class Tag(OnExamples):
         if value is None or isinstance(value, str):
             text = text if value is None else value
             value = split_again(text) if self.known["split"] else text.split()
-        if not value or not all(isinstance(word, str) and word for word in value):
+        if not isinstance(value, list) or not value or not all(isinstance(word, str) and word for word in value):
             raise DataError(f"{place} holds no words; wanted a text, or a list of words")
         return Examples("words", [value], None, None, [place])
 
     @classmethod
     def survey(cls, config: Config, sources: Sources) -> dict[str, Any]:
         parts = cls._parts(config, sources)
-        report = survey_examples(parts, config.data.longest)
+        report = survey_examples(parts, lengths_of(config, parts), config.data.longest)
         train = _tags_of(parts["train"])
         counts = Counter(tag for tags in train for tag in tags)
         report["tags"] = [f"{name}: {count:,}" for name, count in counts.most_common()]
@@ -300,15 +293,3 @@ def _tags_of(examples: Examples) -> list[list[str]]:
     if targets and not isinstance(targets[0], list):
         raise UsageError("these examples have no label for each step; take the classify or the regress task")
     return targets
-
-
-def _ids(names: Sequence[str], known: list[str], where: str) -> np.ndarray:
-    place = {name: at for at, name in enumerate(known)}
-    for name in names:
-        if name not in place:
-            raise DataError(f"{where} has {name!r}, which no example of the training has; correct it, or leave it out")
-    return np.array([place[name] for name in names], np.int64)
-
-
-def _pairs(ragged: Ragged) -> Iterator[tuple[int, int]]:
-    return zip(ragged.bounds[:-1], ragged.bounds[1:], strict=True)
