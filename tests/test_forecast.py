@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import recurra
-from recurra import testing
+from recurra import storage, testing
 from recurra.config import build
 from recurra.data.panel import panel
 from recurra.errors import DataError, UsageError
 from recurra.tasks.base import Sources
 from recurra.tasks.forecast import Forecast
+from recurra.tasks.forecast_ways import options_of
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 SMALL = {"model": {"hidden": 8, "dropout": 0.0}, "train": {"steps": 4, "rows": 8}}
@@ -194,7 +195,7 @@ def test_music_is_learnt_and_the_first_frame_is_not_counted(tmp_path: Path) -> N
     assert report["n"] == 2 * 19 and report["scores"]["nats_per_step"] < 0.3 < min(report["floors"].values())
     rows = task.predict(str(test))
     assert len(rows) == 6 and [row["probability"] > 0.5 for row in rows[:3]] == [False, False, True]
-    values = panel([test]).values[:20]
+    values = panel([test]).values[:20].astype(np.float32)
     model: Any = task.model
     scores, state, nats = None, model.initial_state(1), 0.0
     with torch.no_grad():
@@ -256,17 +257,229 @@ def test_what_cannot_be_is_refused_in_words(tmp_path: Path, task: dict[str, Any]
 
 def test_other_files_are_refused_in_words(tmp_path: Path) -> None:
     task = prepared(tmp_path, waves(tmp_path / "w.csv"), {"context": 6, "horizon": 2})
-    wide = table(tmp_path / "wide.csv", ["ds", "a"], [(1, 2), (2, 3)])
+    wide = table(tmp_path / "wide.csv", ["unique_id", "ds", "a"], [("z", 1, 2), ("z", 2, 3)])
     with pytest.raises(UsageError, match="no column 'y'"):
         task.predict(str(wide))
     dated = table(tmp_path / "dated.csv", ["unique_id", "ds", "y"], [("a", "2024-01-01", 1), ("a", "2024-01-02", 2)])
-    with pytest.raises(DataError, match="times are dates here"):
+    with pytest.raises(DataError, match="such as '2024-01-01', written as 'steps'"):
         task.predict(str(dated))
     with pytest.raises(DataError, match="no series has a horizon"):
         task.evaluate([table(tmp_path / "short.csv", ["unique_id", "ds", "y"], [("z", 1, 1), ("z", 2, 2)])])
     with pytest.raises(UsageError, match="two ways to say one thing"):
         config = build({"task": {"name": "forecast", "valid_steps": 3}})
         Forecast.prepare(config, Sources([tmp_path / "w.csv"], [tmp_path / "w.csv"]), tmp_path)
+
+
+def test_no_context_no_floor_and_no_scale_reads_ahead_of_a_gap(tmp_path: Path) -> None:
+    """What comes after the missing steps 58, 59 and 78, 79 is moved far up: what was known before stays as it was."""
+    found = []
+    for number, up in enumerate((0, 1000)):
+        (tmp_path / str(number)).mkdir()
+        rows = [("a", t, "" if t in (58, 59, 78, 79) else t % 7 + up * (t >= 80)) for t in range(100)]
+        data = table(tmp_path / str(number) / "t.csv", ["unique_id", "ds", "y"], rows)
+        parts = {"train_steps": 60, "valid_steps": 20, "test_steps": 20}
+        task = prepared(tmp_path / str(number), data, {"context": 10, "horizon": 5, **parts})
+        windows: Any = task.way.windows(task.data.panel, task.data.spans["test"])
+        batch = windows.take(np.array([0]))
+        usual = task.way._usual(task.data.panel, windows)
+        found.append((batch.inputs.past, task.known["scales"], usual.tolist()))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1:] == found[1][1:]
+
+
+def test_a_series_is_not_taken_for_one_of_training_because_it_has_no_name(tmp_path: Path) -> None:
+    rows = [(t, np.sin(t)) for t in range(100)]
+    task = prepared(
+        tmp_path, table(tmp_path / "t.csv", ["ds", "y"], rows), {"context": 10, "horizon": 2, "scale": "series"}
+    )
+    far = [1e5 + 1000 * float(np.sin(t)) for t in range(500, 560)]
+    file = table(tmp_path / "far.csv", ["ds", "y"], zip(range(500, 560), far, strict=True))
+    said = [[row["mean"] for row in task.predict(given)] for given in (str(file), np.array(far))]
+    said.append([row["mean"] for row in task.answers([json.dumps(far)])])
+    assert said[0] == said[1] == said[2] and min(said[0]) > 9e4
+    np.savez(tmp_path / "a.npz", values=np.random.default_rng(0).normal(size=(200, 1)), bounds=np.array([0, 100, 200]))
+    np.savez(
+        tmp_path / "b.npz",
+        values=1e4 + 1000 * np.random.default_rng(1).normal(size=(200, 1)),
+        bounds=np.array([0, 100, 200]),
+    )
+    (tmp_path / "arrays").mkdir()
+    config = build({**SMALL, "task": {"name": "forecast", "context": 10, "horizon": 2}})
+    arrays = Forecast.prepare(config, Sources([tmp_path / "a.npz"], (), [tmp_path / "b.npz"]), tmp_path / "arrays")
+    arrays.build(arrays.settle(config, 1.0))
+    scales = arrays.way._scales("units", arrays.data.panel)
+    assert (scales.deviation[:2] < 2).all() and (scales.deviation[2:] > 200).all()
+    assert any("do not go on" in note for note in arrays.notes())
+
+
+def test_a_series_of_training_keeps_its_scale_where_it_goes_on_or_is_named(tmp_path: Path) -> None:
+    train, more = waves(tmp_path / "w.csv"), waves(tmp_path / "more.csv", steps=40, begin=120)
+    task = prepared(tmp_path, train, {"context": 6, "horizon": 2})
+    learnt = [task.known["scales"]["units"][f"s{k}"][1] for k in range(3)]
+    panels = [task._panel([more]), task._after_ours(task._panel([more]))[0]]
+    for found in panels:
+        np.testing.assert_array_equal(task.way._scales("units", found).deviation, learnt)
+
+
+def test_files_are_read_as_those_of_training_were(tmp_path: Path) -> None:
+    dates = [f"{day:02d}/{month:02d}/2023" for month in (1, 2, 3) for day in range(1, 29)]
+    rows = [(date, n % 7) for n, date in enumerate(dates)]
+    data = table(tmp_path / "t.csv", ["date", "y"], rows)
+    task = prepared(tmp_path, data, {"context": 6, "horizon": 2, "frequency": "1d"})
+    short = table(tmp_path / "s.csv", ["date", "y", "id"], [(f"0{day}/08/2023", day, "x") for day in range(1, 9)])
+    assert [row["ds"] for row in task.predict(str(short))] == ["2023-08-09", "2023-08-10"]
+    other = Forecast.restore(task.config, task_folder(task, tmp_path / "kept"))
+    assert other._panel([short]).stamp(0, 0) == "2023-08-01"
+
+
+def task_folder(task: Forecast, folder: Path) -> Path:
+    folder.mkdir()
+    task.write_assets(folder)
+    return folder
+
+
+def test_what_was_filled_is_said_in_reports_and_answers(tmp_path: Path) -> None:
+    task = prepared(tmp_path, waves(tmp_path / "w.csv"), {"context": 6, "horizon": 2})
+    rows = [("s0", t, "" if t in (5, 9) else t) for t in range(40) if t != 7]
+    gaps = table(tmp_path / "g.csv", ["unique_id", "ds", "y"], rows)
+    report = task.evaluate([gaps])
+    assert any("1 steps were not there" in note for note in report["notes"])
+    assert any("do not go on from it" in note for note in report["notes"]) and "3 of 40 values" in str(
+        task.lines(report)
+    )
+    assert [row["filled"] for row in task.predict(str(gaps))] == [3, 3]
+    assert "filled" not in task.predict(str(tmp_path / "w.csv"))[0]
+
+
+def test_levels_come_from_the_command_line_and_have_the_median_between(tmp_path: Path) -> None:
+    for given, levels in [("0.1,0.5,0.9", (0.1, 0.5, 0.9)), (0.5, (0.5,)), ([0.2, 0.8], (0.2, 0.8))]:
+        config = build({"task": {"name": "forecast", "output": "quantiles", "levels": given}})
+        assert options_of(config).levels == levels
+    for wrong in ((0.8, 0.9), (0.9,), (0.1, 0.2), (), "0.1,x"):
+        with pytest.raises(UsageError, match="levels"):
+            options_of(build({"task": {"name": "forecast", "output": "quantiles", "levels": wrong}}))
+
+
+def test_mase_is_the_same_with_the_run_and_with_a_bundle_alone(tmp_path: Path) -> None:
+    task = prepared(tmp_path, waves(tmp_path / "w.csv"), {"context": 8, "horizon": 4, "season": 12})
+    test = waves(tmp_path / "t.csv", steps=30, begin=120)
+    bundle = Forecast.restore(task.config, task_folder(task, tmp_path / "kept"))
+    bundle.build(task.config)
+    bundle.model = task.model
+    windows: Any = bundle.way.windows(*bundle._after_ours(bundle._panel([test])))
+    whole, span = task._after_ours(task._panel([test]))
+    usual = bundle.way._usual(windows.panel, windows)
+    np.testing.assert_allclose(usual, task.way._usual(whole, task.way.windows(whole, span)), rtol=1e-12)
+    rows = [("new", t, t % 5) for t in range(30)]
+    report = bundle.evaluate([table(tmp_path / "n.csv", ["unique_id", "ds", "y"], rows)])
+    assert "mase" not in report["scores"] and report["headline"] == "mae_scaled"
+    assert any("1 series have no MASE" in words for words in report["warnings"])
+    assert "mase" in bundle.evaluate([test])["scores"]
+
+
+def test_a_series_that_was_constant_is_left_out_of_scaled_errors(tmp_path: Path) -> None:
+    rows = [
+        (name, t, 7 + (name == "b") * (t % 5) + (t > 65) * 1000 * (name == "a")) for name in "ab" for t in range(80)
+    ]
+    data = table(tmp_path / "t.csv", ["unique_id", "ds", "y"], rows)
+    task = prepared(tmp_path, data, {"context": 8, "horizon": 4, "valid_steps": 16})
+    report = task.evaluate()
+    assert report["scores"]["mse_scaled"] < 20 < report["scores"]["mse"]
+    assert report["unusual"][0]["unique_id"] == "a", "what was constant and moves is unusual"
+
+
+def test_lines_after_one_that_cannot_be_forecast_are_answered(tmp_path: Path) -> None:
+    data = table(tmp_path / "t.csv", ["ds", "y"], [(t, 2 + t % 3) for t in range(60)])
+    task = prepared(tmp_path, data, {"context": 6, "horizon": 2, "log": True})
+    wrong = [
+        "[0, 1]",
+        "[1e300, 1]",
+        "[1" + "0" * 400 + "]",
+        "[" * 100_000,
+        "[1" + "0" * 5000 + "]",
+        '{"a": 1}',
+        "[[1], [2, 3]]",
+    ]
+    answers = list(task.answers([*wrong, "[3e38, 1]", "[1, 2, 3]"]))
+    assert [isinstance(one, DataError) for one in answers] == [True] * len(wrong) + [False] * 4
+    for value in ({"a": 1}, [[1, 2], [3]], ["a"]):
+        with pytest.raises(DataError, match="no array of numbers"):
+            task.predict(value)
+
+
+@pytest.mark.parametrize("output", ["gaussian", "student-t"])
+def test_a_forecast_does_not_depend_on_what_else_is_in_the_file(tmp_path: Path, output: str) -> None:
+    data = waves(tmp_path / "w.csv")
+    task = prepared(tmp_path, data, {"context": 6, "horizon": 3, "head": "recurrent", "output": output})
+    alone = [line.split(",") for line in data.read_text().splitlines() if line.startswith("s1,")]
+    one = task.predict(str(table(tmp_path / "one.csv", ["unique_id", "ds", "y"], alone)))
+    among = [row for row in task.predict(str(data)) if row["unique_id"] == "s1"]
+    for left, right in zip(one, among, strict=True):
+        np.testing.assert_allclose(
+            [left["mean"], *left["quantiles"].values()], [right["mean"], *right["quantiles"].values()], rtol=1e-6
+        )
+    assert len({round(row["mean"], 6) for row in one}) == 3, "each step has noise of its own"
+
+
+def test_digits_of_large_values_are_kept(tmp_path: Path) -> None:
+    data = table(tmp_path / "t.csv", ["ds", "y"], [(t, 1_700_000_000 + t) for t in range(200)])
+    task = prepared(tmp_path, data, {"context": 10, "horizon": 5})
+    assert task.evaluate()["floors"] == {"last value": 3, "drift": 0, "seasonal naive": 3}
+    windows: Any = task.way.windows(task.data.panel, task.data.spans["train"])
+    batch = windows.take(np.array([3]))
+    past = np.diff(batch.inputs.past[0, :, 0].numpy())
+    np.testing.assert_allclose(past, past[0], rtol=1e-3)
+    back = batch.targets.values * batch.targets.scale + batch.targets.shift
+    np.testing.assert_allclose(back[0, :, 0].numpy() - 1_700_000_000, range(13, 18), atol=1e-3)
+
+
+def test_no_more_rows_are_forecast_at_once_than_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=(120, 40))
+    np.save(tmp_path / "a.npy", values)
+    task = prepared(
+        tmp_path, tmp_path / "a.npy", {"context": 6, "horizon": 2, "head": "recurrent", "output": "gaussian"}
+    )
+    model: Any = task.model
+    rows: list[int] = []
+    path, monkey = model._path, monkeypatch.setattr
+    monkey(model, "_path", lambda inputs, *rest: (rows.append(len(inputs.past)), path(inputs, *rest))[1])
+    windows: list[int] = []
+    forecast = model.forecast
+    monkey(model, "forecast", lambda inputs, *rest: (windows.append(len(inputs.past)), forecast(inputs, *rest))[1])
+    task.predict(str(tmp_path / "a.npy"))
+    task.evaluate()
+    assert max(windows) <= 256
+    assert max(rows) <= 64 * 100 and sum(rows) > 40 * 100
+
+
+class Stop(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("kind", ["segments", "recurrent gaussian", "binary"])
+def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, kind: str) -> None:
+    data = music(tmp_path / "m.csv") if kind == "binary" else waves(tmp_path / "w.csv")
+    train = {"rows": 8, "checkpoint_seconds": 1e-4, "validations": 4, "patience": 1000}
+    noise = {"hidden": 8, "dropout": 0.2, "recurrent_dropout": 0.2}
+    settings = {"task": KINDS[kind], "model": noise, "train": train | ({"chunk": 8} if kind == "binary" else {})}
+
+    def run(out: Path, stop: int | None) -> None:
+        def tell(event: str, **said: Any) -> None:
+            if event == "step" and said["step"] == stop:
+                raise Stop
+
+        recurra.train("forecast", data, out=out, settings=settings, steps=24, threads=1, seed=3, tell=tell)
+
+    run(tmp_path / "a", None)
+    for stop in (5, 17):
+        with pytest.raises(Stop):
+            run(tmp_path / "b", stop)
+    run(tmp_path / "b", None)
+    names = {"model.safetensors", "optimizer.safetensors", "carry.safetensors", "rng.safetensors"}
+    last = [storage.newest(tmp_path / one / "checkpoints", {*names, "state.json"})[0] for one in "ab"]
+    for name in names:
+        assert (last[0] / name).read_bytes() == (last[1] / name).read_bytes(), name
+    best = [(tmp_path / one / "best" / "model.safetensors").read_bytes() for one in "ab"]
+    assert best[0] == best[1]
 
 
 @pytest.mark.shared

@@ -1,6 +1,7 @@
 """The parts of a forecast: windows, distributions, forecasters, floors and scores, each against a slow and plain version."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -22,13 +23,26 @@ sizes_of_series = st.lists(st.integers(1, 30), min_size=1, max_size=4)
 
 
 def panel_of(series: list[np.ndarray], seen: np.ndarray | None = None) -> Panel:
-    values = np.concatenate(series).astype(np.float32)
+    values = np.concatenate(series)
     there = np.ones_like(values, bool) if seen is None else seen
     bounds, names = np.cumsum([0, *map(len, series)]), [f"s{k}" for k in range(len(series))]
     nothing = np.zeros((len(series), 0), np.float32)
     variables = [f"v{at}" for at in range(values.shape[1])]
     starts = np.zeros(len(series), np.int64)
-    return Panel(names, variables, values, there, bounds, starts, Frequency("step", 1), values[:, :0], [], nothing, [])
+    return Panel(
+        names,
+        variables,
+        values,
+        there,
+        bounds,
+        starts,
+        Frequency("step", 1),
+        values[:, :0],
+        [],
+        nothing,
+        [],
+        starts == 0,
+    )
 
 
 def windows_of(panel: Panel, spans: list[tuple[int, int]], context: int, horizon: int, **options: object) -> Windows:
@@ -153,7 +167,7 @@ def test_quantiles_of_students_t_are_right_to_a_fifth_of_a_percent(level: float)
 def test_draws_have_the_quantiles_that_are_said() -> None:
     torch.manual_seed(0)
     for output, raw in [(Gaussian(), torch.tensor([1.0, 2.0])), (StudentT(), torch.tensor([1.0, 2.0, 3.0]))]:
-        drawn = output.sample(raw.expand(200_000, -1))
+        drawn = output.sample(raw.expand(200_000, -1), 1 - torch.rand(2, 200_000))
         said = output.quantiles(raw, (0.1, 0.5, 0.9))
         torch.testing.assert_close(
             torch.quantile(drawn[:100_000], torch.tensor([0.1, 0.5, 0.9])), said, atol=0.05, rtol=0.02
@@ -200,6 +214,7 @@ def inputs(rows: int = 4, sizes: Sizes = SIZES) -> Inputs:
 
 
 HEADS = ["direct", "recurrent", "segments"]
+SCORED = {"direct": SIZES.horizon, "recurrent": SIZES.context + SIZES.horizon - 1, "segments": SIZES.horizon}
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -210,8 +225,8 @@ def test_every_head_says_every_output(head: str, output: Output) -> None:
     if head == "recurrent" and isinstance(output, Quantiles):
         pytest.skip("quantiles cannot be fed back; the task refuses them")
     network, given = forecaster(head, output), inputs()
-    raw = network.taught(given, torch.randn(4, network.scored, 1))
-    assert raw.shape == (4, network.scored, 1, output.parameters)
+    raw = network.taught(given, torch.randn(4, SCORED[head], 1))
+    assert raw.shape == (4, SCORED[head], 1, output.parameters)
     said = network.forecast(given, () if output.certain else (0.2, 0.8))
     assert said.mean.shape == (4, 5, 1)
     if said.quantiles is not None:
@@ -222,7 +237,7 @@ def test_every_head_says_every_output(head: str, output: Output) -> None:
 def test_rows_do_not_see_each_other_and_gradients_reach_every_weight(head: str) -> None:
     network, given = forecaster(head, Gaussian()), inputs()
     alone = Inputs(*(x[2:3] for x in given))
-    values = torch.randn(4, network.scored, 1)
+    values = torch.randn(4, SCORED[head], 1)
     whole = network.taught(given, values)
     torch.testing.assert_close(network.taught(alone, values[2:3]), whole[2:3])
     network.output.loss(whole, values).sum().backward()
@@ -337,6 +352,9 @@ def test_usual_errors_of_gaussian_residuals_are_deviations() -> None:
     residuals = np.random.default_rng(0).normal(0, 3, (20_000, 1))
     np.testing.assert_allclose(unusual(residuals)[:, 0], np.abs(residuals[:, 0]) / 3, rtol=0.03)
     assert unusual(np.array([[0.0], [0.0], [5.0], [np.nan]])).max() == 0, "no usual error, nothing unusual"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert unusual(np.full((3, 1), np.nan)).tolist() == [[0], [0], [0]]
 
 
 def test_counted_keys_reach_what_can_be_counted() -> None:
@@ -344,6 +362,16 @@ def test_counted_keys_reach_what_can_be_counted() -> None:
     often, after = frame_floors(train, [np.array([[0, 1], [1, 0]])]).values()
     assert math.isclose(often, -math.log(3 / 5) - math.log(3 / 5))
     assert math.isclose(after, -math.log(2 / 4) - math.log(3 / 4))
+
+
+def test_what_would_be_divided_by_zero_is_left_out() -> None:
+    truth = np.array([[[1.0], [2.0]], [[5.0], [9.0]]])
+    tally = Tally()
+    tally.add(truth, truth + 1, np.ones_like(truth, bool), np.array([[0.0], [2.0]]), np.array([[1.0], [0.0]]))
+    scores = tally.scores()
+    assert scores["mae_scaled"] == 0.5 and scores["mse_scaled"] == 0.25 and scores["mase"] == 1 and scores["mae"] == 1
+    assert tally.by_step() == [0.25, 0.25]
+    assert (seasonal_error(np.arange(6.0)[:, None], 6) == 0).all(), "a history of one season has no seasonal error"
 
 
 def test_identity_scales_leave_numbers_as_they_are() -> None:

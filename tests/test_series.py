@@ -366,11 +366,11 @@ def test_a_damaged_or_hostile_npz_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_npz_that_unfolds_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recurra.data.series.BOMB_BYTES", 1000)
-    monkeypatch.setattr("recurra.data.series.BOMB_RATIO", 20)
+    monkeypatch.setattr("recurra.data.tables.BOMB_BYTES", 1000)
+    monkeypatch.setattr("recurra.data.tables.BOMB_RATIO", 20)
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((1000, 10, 1)), y=np.zeros(1000, int))
     assert "unfold to" in refusal(tmp_path / "a.npz")
-    monkeypatch.setattr("recurra.data.series.BOMB_BYTES", BOMB_BYTES)
+    monkeypatch.setattr("recurra.data.tables.BOMB_BYTES", BOMB_BYTES)
     assert len(series([tmp_path / "a.npz"])) == 1000
 
 
@@ -530,9 +530,11 @@ def test_a_wrong_table_is_refused_with_its_line(tmp_path: Path, content: str | b
 def test_a_wrong_parquet_is_refused_in_words(tmp_path: Path) -> None:
     whole = as_parquet(tmp_path / "a.parquet", [(np.ones((9, 2)), "a")]).read_bytes()
     for content in (whole[:-20], whole[:9], b"text", b"", b"PAR1" + b"x" * 99 + b"PAR1"):
-        assert "b.parquet is no Parquet file" in refusal(write(tmp_path / "b.parquet", content))
+        assert "b.parquet is no whole Parquet file" in refusal(write(tmp_path / "b.parquet", content))
     polars.DataFrame({"id": [1], "v": [[1, 2]], "label": ["a"]}).write_parquet(tmp_path / "b.parquet")
-    assert "b.parquet is no Parquet file of numbers and words (cannot cast List" in refusal(tmp_path / "b.parquet")
+    assert "b.parquet is no whole Parquet file of numbers and words (cannot cast List" in refusal(
+        tmp_path / "b.parquet"
+    )
     nothing = polars.DataFrame({"id": [1, 1], "v": [None, 2.5], "label": ["a", "a"]})
     nothing.write_parquet(tmp_path / "b.parquet")
     assert series([tmp_path / "b.parquet"]).inputs[0].tolist() == [[2.5], [2.5]]
@@ -683,3 +685,9 @@ def test_the_sets_of_the_archive_are_read_whole(
     assert {one.shape[1] for one in inputs} == {channels}
     assert (min(map(len, inputs)), max(map(len, inputs))) == lengths
     assert all(len(Counter(part.targets)) == classes for part in parts)
+
+
+def test_half_characters_and_underscores_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones((2, 3)), y=np.array(["\ud800", "a"]))
+    assert "y holds what is not UTF-8" in refusal(tmp_path / "a.npz")
+    assert "'1_000' is no number" in refusal(write(tmp_path / "a.csv", "id,time,x,label\na,1,1,p\na,2,1_000,p\n"))

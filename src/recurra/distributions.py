@@ -19,7 +19,8 @@ class Output(ABC):
     """From raw numbers of a network `[..., parameters]` to losses, means, quantiles and samples `[...]`.
 
     `loss` is the training loss of each value; `certain` says whether the output is a value and nothing else. The first
-    `locations` of the parameters move with the values.
+    `locations` of the parameters move with the values. `sample` makes draws of noise `[2, ...]`, uniform in (0, 1], the same
+    for the same noise: a draw depends on nothing but its own raw numbers and noise.
     """
 
     parameters: int
@@ -37,7 +38,7 @@ class Output(ABC):
         """`[..., levels]`."""
 
     @abstractmethod
-    def sample(self, raw: Tensor) -> Tensor: ...
+    def sample(self, raw: Tensor, noise: Tensor) -> Tensor: ...
 
 
 @final
@@ -61,13 +62,14 @@ class Point(Output):
             "a point forecast has no quantiles; train with --set task.output=quantiles, gaussian or student-t"
         )
 
-    def sample(self, raw: Tensor) -> Tensor:
+    def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
         return raw[..., 0]
 
 
 @final
 class Gaussian(Output):
-    """N(mean, deviation^2), deviation by softplus. Loss: negative log-likelihood, nats."""
+    """N(mean, deviation^2), deviation by softplus. Loss: negative log-likelihood, nats. Draws by Box & Muller (1958, The Annals
+    of Mathematical Statistics 29)."""
 
     parameters = 2
 
@@ -82,13 +84,15 @@ class Gaussian(Output):
         z = torch.special.ndtri(torch.tensor(levels, dtype=torch.float64)).to(raw)
         return raw[..., :1] + _positive(raw[..., 1:]) * z
 
-    def sample(self, raw: Tensor) -> Tensor:
-        return raw[..., 0] + _positive(raw[..., 1]) * torch.randn_like(raw[..., 0])
+    def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
+        size = (-2 * noise[0].log()).sqrt() * torch.cos(2 * math.pi * noise[1])
+        return raw[..., 0] + _positive(raw[..., 1]) * size
 
 
 @final
 class StudentT(Output):
-    """Student's t with location, scale (softplus) and degrees of freedom (2 + softplus). Loss: negative log-likelihood, nats."""
+    """Student's t with location, scale (softplus) and degrees of freedom (2 + softplus). Loss: negative log-likelihood, nats.
+    Draws by Bailey (1994, Mathematics of Computation 62)."""
 
     parameters = 3
 
@@ -105,10 +109,10 @@ class StudentT(Output):
         where, scale, freedom = self._parts(raw)
         return torch.stack([where + scale * student_quantile(level, freedom) for level in levels], -1)
 
-    def sample(self, raw: Tensor) -> Tensor:
+    def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
         where, scale, freedom = self._parts(raw)
-        chi = 2 * torch._standard_gamma(freedom / 2)
-        return where + scale * torch.randn_like(where) / (chi / freedom).sqrt()
+        size = (freedom * torch.expm1(-2 / freedom * noise[0].log())).sqrt() * torch.cos(2 * math.pi * noise[1])
+        return where + scale * size
 
     def _parts(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return raw[..., 0], _positive(raw[..., 1]), 2 + _positive(raw[..., 2])
@@ -129,7 +133,7 @@ class Quantiles(Output):
         return pinball(raw, values, self.levels).mean(-1)
 
     def mean(self, raw: Tensor) -> Tensor:
-        """The median, which stands for the mean."""
+        """The median, which stands for the mean. It is that only if levels lie on both sides of 0.5, or at it."""
         return self.quantiles(raw, (0.5,))[..., 0]
 
     def quantiles(self, raw: Tensor, levels: Sequence[float]) -> Tensor:
@@ -146,7 +150,7 @@ class Quantiles(Output):
         share = share.to(raw.device)
         return ordered[..., left] * (1 - share) + ordered[..., right] * share
 
-    def sample(self, raw: Tensor) -> Tensor:
+    def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
         raise UsageError("quantiles are no distribution to draw from; take task.output=gaussian or student-t")
 
 

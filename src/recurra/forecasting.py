@@ -15,6 +15,7 @@ from recurra.errors import UsageError
 from recurra.state import State, masked, tmap
 
 PATHS = 100  # futures drawn where a forecast is fed back
+TOGETHER = 64  # rows whose futures are drawn at once
 
 
 class Sizes(NamedTuple):
@@ -50,14 +51,10 @@ class Forecaster(nn.Module, ABC):
         """Nothing is carried from window to window."""
         return ()
 
-    @property
-    def scored(self) -> int:
-        """The steps at the end of a window that `taught` speaks of."""
-        return self.sizes.horizon
-
     @abstractmethod
     def taught(self, inputs: Inputs, values: Tensor) -> Tensor:
-        """In training, where `values` `[rows, scored, features]` are the truth: raw numbers `[rows, scored, ...]`."""
+        """In training, where `values` `[rows, scored, features]` are the truth: raw numbers `[rows, scored, ...]`. Scored is the
+        horizon, or what the head says of the window."""
 
     @abstractmethod
     def forecast(self, inputs: Inputs, levels: tuple[float, ...] = ()) -> Forecast:
@@ -139,7 +136,8 @@ class FedBack(Forecaster):
     """A cell that says the next step, and is fed what it said: its value or, where it says how likely values are, draws from it.
 
     In training it is fed the truth (teacher forcing, Williams & Zipser 1989) and every step of the window but the first is a
-    target. Forecasts by draws are those of DeepAR (Salinas et al. 2020, arXiv:1704.04110): means and quantiles of 100 paths.
+    target. Forecasts by draws are those of DeepAR (Salinas et al. 2020, arXiv:1704.04110): means and quantiles of 100 paths,
+    whose noise is the same for all rows, so that a forecast does not depend on what else is forecast.
     """
 
     def __init__(self, sizes: Sizes, output: Output, core: Cell) -> None:
@@ -151,10 +149,6 @@ class FedBack(Forecaster):
     def inputs(sizes: Sizes) -> int:
         return sizes.features + sizes.known + sizes.told
 
-    @property
-    def scored(self) -> int:
-        return self.sizes.context + self.sizes.horizon - 1
-
     def taught(self, inputs: Inputs, values: Tensor) -> Tensor:
         read = torch.cat([inputs.past[:, :1], values[:, :-1]], 1)
         ys, _ = self._read(inputs, read, self.core.initial_state(len(read)))
@@ -164,14 +158,23 @@ class FedBack(Forecaster):
         ys, state = self._read(inputs, inputs.past, self.core.initial_state(len(inputs.past)))
         raw = self._shaped(self.readout(ys[:, -1]))
         if self.output.certain:
-            return self._said(self._path(inputs, raw, state), levels)
-        copied = lambda x: x.repeat_interleave(PATHS, 0)  # noqa: E731
-        paths = self._path(Inputs(*map(copied, inputs)), copied(raw), tmap(copied, state))[..., 0].unflatten(
-            0, (-1, PATHS)
-        )
-        ranked = None
-        if levels:
-            ranked = torch.quantile(paths, torch.tensor(levels), dim=1).movedim(0, -1)
+            return self._said(self._path(inputs, raw, state, None), levels)
+        noise = 1 - torch.rand(self.sizes.horizon, 2, PATHS, self.sizes.features)
+        noise = noise.to(raw)
+        parts = [self._drawn(inputs, raw, state, noise, levels, at) for at in range(0, len(raw), TOGETHER)]
+        ranked = torch.cat([part.quantiles for part in parts if part.quantiles is not None]) if levels else None
+        return Forecast(torch.cat([part.mean for part in parts]), ranked)
+
+    def _drawn(
+        self, inputs: Inputs, raw: Tensor, state: State, noise: Tensor, levels: tuple[float, ...], at: int
+    ) -> Forecast:
+        """What the draws of `TOGETHER` rows from `at` on come to; noise `[horizon, 2, paths, features]`."""
+        copied = lambda x: x[at : at + TOGETHER].repeat_interleave(PATHS, 0)  # noqa: E731
+        first = copied(raw)
+        repeated = noise.repeat(1, 1, len(first) // PATHS, 1)
+        paths = self._path(Inputs(*map(copied, inputs)), first, tmap(copied, state), repeated)[..., 0]
+        paths = paths.unflatten(0, (-1, PATHS))
+        ranked = torch.quantile(paths, paths.new_tensor(levels), dim=1).movedim(0, -1) if levels else None
         return Forecast(paths.mean(1), ranked)
 
     def _read(self, inputs: Inputs, values: Tensor, state: State) -> tuple[Tensor, State]:
@@ -180,13 +183,15 @@ class FedBack(Forecaster):
         told = self.told(inputs)[:, None].expand(-1, steps, -1)
         return self.core.unroll(torch.cat([values, inputs.known[:, 1 : steps + 1], told], 2), state)
 
-    def _path(self, inputs: Inputs, raw: Tensor, state: State) -> Tensor:
-        """Values `[rows, horizon, features, 1]`, each fed back to say the next."""
-        value, told, context = self.output.sample(raw), self.told(inputs), self.sizes.context
+    def _path(self, inputs: Inputs, raw: Tensor, state: State, noise: Tensor | None) -> Tensor:
+        """Values `[rows, horizon, features, 1]`, each fed back to say the next; noise `[horizon, 2, rows, features]` where values
+        are drawn."""
+        noise = raw.new_empty(self.sizes.horizon, 0) if noise is None else noise
+        value, told, context = self.output.sample(raw, noise[0]), self.told(inputs), self.sizes.context
         values = [value]
         for t in range(self.sizes.horizon - 1):
             y, state = self.core(torch.cat([value, inputs.known[:, context + t + 1], told], 1), state)
-            value = self.output.sample(self._shaped(self.readout(y)))
+            value = self.output.sample(self._shaped(self.readout(y)), noise[t + 1])
             values.append(value)
         return torch.stack(values, 1)[..., None]
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from recurra.data.arrays import is_number
 from recurra.data.examples import Examples
 from recurra.data.read import OPEN, blocks, characters, shown
+from recurra.data.tables import parquet
 from recurra.errors import DataError, UsageError
 
 TEXT_NAMES = (
@@ -336,15 +337,9 @@ def _json_lines(path: Path) -> Table:
 
 
 def _parquet(path: Path) -> Table:
-    import polars
-
-    content = io.BytesIO(b"".join(blocks(path)))
-    try:
-        frame = polars.read_parquet(content)
-    except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError, ValueError) as error:
-        raise DataError(f"{shown(path)} is no whole Parquet file ({error}): write it again") from error
-    rows = [(number, dict(enumerate(cells))) for number, cells in enumerate(frame.iter_rows(), 1)]
-    return Table(frame.columns, rows, [], [])
+    rows = parquet(path, text=False)
+    names = next(rows)[1]
+    return Table(names, [(number, dict(enumerate(cells))) for number, cells in rows], [], [])
 
 
 def _from_table(path: Path, table: Table, wish: Wish) -> Part:

@@ -1,10 +1,9 @@
 """Tables of numbers in time -> series on a regular grid: what a forecast is made from."""
 
 import csv
-import io
 import re
-import zipfile
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, pairwise
@@ -14,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from recurra.data import times
-from recurra.data.read import OPEN, blocks, characters, shown, sources
+from recurra.data.read import OPEN, characters, shown, sources
+from recurra.data.tables import arrays, filled, numeral, parquet
 from recurra.data.times import Frequency, Reader
 from recurra.errors import DataError, UsageError
 
@@ -27,6 +27,7 @@ ARRAYS = (".npy", ".npz")
 HEAD = 200  # rows from which the columns are understood
 MOST_FILLED = 0.5  # of the steps of a panel that may be made up
 LARGEST = float(np.finfo(np.float32).max)
+FURTHEST = 2**60  # of times, so that differences and what lies ahead are numbers of 64 bits
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Columns:
     known      numbers that are known ahead, such as holidays and prices
     static     numbers that stay the same within a series
     univariate each target is a series of its own, of one variable
-    dates      how times are written, as in strptime; `steps`: they are plain whole numbers
+    dates      how times are written, as in strptime; `steps`: they are plain whole numbers; and what else `times.reader` takes
     frequency  the step of the grid: 15min, 1h, 1d, 1w, 1mo, 1q, 1y, 1b (Monday to Friday), 1step
+    understood this is how a table was read, so nothing is guessed: without `id` it holds one series
     """
 
     id: str | None = None
@@ -51,6 +53,7 @@ class Columns:
     univariate: bool = False
     dates: str | None = None
     frequency: str | None = None
+    understood: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,20 @@ class Panel:
 
     names      of the series
     variables  what each step holds
-    values     float32 `[total, variables]`; what was missing is filled: linear inside, with the nearest at the edges
+    values     float64 `[total, variables]`; what was missing is filled with the value before, at the head with the first: nothing
+               there tells of later steps
     seen       bool `[total, variables]`: what was there; a forecast is scored on nothing else
     bounds     int64 `[series + 1]`
     starts     int64 `[series]`: the time of each first step, in units of the frequency
     frequency  the step of the grid
-    known      float32 `[total, covariates]`: what is known ahead; steps without a value at the end of a series are its future
+    known      float64 `[total, covariates]`: what is known ahead, filled linearly; steps without a value at the end of a series
+               are its future
     known_names
-    static     float32 `[series, covariates]`
+    static     float64 `[series, covariates]`
     static_names
+    same       bool `[series]`: whether a series is what others of its name are elsewhere, as a column of names says it
     notes      how the files were understood and what was filled, in words
+    columns    how the table was understood; None where there was none
     """
 
     names: list[str]
@@ -82,7 +89,9 @@ class Panel:
     known_names: list[str]
     static: np.ndarray
     static_names: list[str]
+    same: np.ndarray
     notes: list[str] = field(default_factory=list)
+    columns: Columns | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -122,7 +131,9 @@ class _Table(NamedTuple):
     names: list[str]
     codes: np.ndarray
     times: np.ndarray
+    local: np.ndarray  # the same as clocks said it there, where times have zones
     dated: bool
+    zoned: bool
     values: np.ndarray  # float64, NaN where missing; targets, then known, then static
     files: list[Path]
     places: np.ndarray  # [rows, 2]: number of the file, line
@@ -163,11 +174,12 @@ def panel(paths: Sequence[Path | str], columns: Columns = Columns(), frequency: 
     head = list(islice(first, HEAD))
     if not head:
         raise DataError(f"{shown(files[0])} has no row under its names; give a table with rows")
-    roles = _roles(files[0], header, [cells for _, cells in head], columns)
+    roles = _roles(files[0], header, head, columns)
     table = _table(files, header, chain(head, first), roles)
-    if frequency is None and columns.frequency is not None:
-        frequency = times.given(columns.frequency, table.dated)
-    return _gridded(table, roles, columns.univariate, frequency)
+    _refuse_twice(table)
+    frequency, moments = _on_units(table, columns.frequency, frequency)
+    found = _gridded(table, moments, frequency, roles, columns.univariate)
+    return replace(found, columns=_understood(columns, header, roles))
 
 
 def joined(parts: Sequence[Panel], repeats: bool = False) -> tuple[Panel, np.ndarray]:
@@ -175,33 +187,43 @@ def joined(parts: Sequence[Panel], repeats: bool = False) -> tuple[Panel, np.nda
 
     A series of a later part continues the one of the same name before it if it begins after its end and the gap between them
     is not longer than itself, or if it repeats its values and has more; then it begins where it has more, or with `repeats`,
-    where it begins to repeat. Otherwise it is a series of its own, of the same name. Raises DataError where columns or
-    frequencies differ.
+    where it begins to repeat. Otherwise it is a series of its own, of the same name, and that is said. Raises DataError where
+    columns or frequencies differ.
     """
     first, newest = parts[0], dict[str, int]()
     chains: list[_Chain] = []
     cuts: list[list[int]] = []
+    apart: Counter[str] = Counter()
     for number, part in enumerate(parts):
         _refuse_other(first, part)
+        earlier = dict(newest)
         for cut, one in zip(cuts, chains, strict=True):
             cut.append(len(one.values))
         for piece in _chains(part, whole=number == len(parts) - 1):
             name = piece.name
-            at = newest.get(name)
+            at = earlier.get(name)
             found = None if at is None else _continued(chains[at], piece, first.frequency.length, repeats)
-            if at is not None and found is not None:
+            if at is not None and isinstance(found, tuple):
                 chains[at], begin = found
                 cuts[at][-1] = begin if repeats else cuts[at][-1]
-            else:
-                newest[name] = len(chains)
-                chains.append(piece)
-                cuts.append([0] * (number + 1))
+                continue
+            if isinstance(found, str):
+                apart[found] += 1
+            newest[name] = len(chains)
+            chains.append(piece)
+            cuts.append([0] * (number + 1))
+    notes = list(dict.fromkeys(note for part in parts for note in part.notes))
+    notes += [
+        f"{count:,} series of a later file have the name of one before and do not go on from it, as {why}; they count as their own"
+        for why, count in apart.items()
+    ]
+    same = np.concatenate([first.same, np.zeros(len(chains) - len(first), bool)])
     panel = _assembled(
         [one.name for one in chains], first.variables, [one.values for one in chains], [one.start for one in chains],
         first.frequency, [one.known for one in chains], first.known_names,
-        np.stack([one.static for one in chains]), first.static_names, list(first.notes),
+        np.stack([one.static for one in chains]), first.static_names, same,
     )  # fmt: skip
-    return panel, np.array(cuts, np.int64)
+    return replace(panel, notes=notes, columns=first.columns), np.array(cuts, np.int64)
 
 
 def season(panel: Panel, until: Sequence[int] | np.ndarray) -> tuple[int, str]:
@@ -237,7 +259,8 @@ def _opened(file: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """The names of the columns of a file, and its rows with their lines. A file without names has 1, 2 and so on."""
     kind = _kind(file)
     if kind in (".parquet", ".pq"):
-        return _parquet(file)
+        rows = parquet(file)
+        return next(rows)[1], rows
     if kind not in (".csv", ".tsv", ".txt"):
         raise DataError(
             f"{shown(file)} is no table that is read here: wanted .csv, .tsv, .parquet, .npy or .npz (also .gz, .xz)"
@@ -258,8 +281,9 @@ def _opened(file: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
 def _cells(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Lines of a table of text as cells, each with the line where it ends; blank lines are passed over."""
     lines = _lines(file)
-    first = next(lines, "")
-    separator = max(SEPARATORS, key=first.count)
+    skipped, first = next(((at, line) for at, line in enumerate(lines) if line.strip()), (0, ""))
+    bare = re.sub('"[^"]*"', "", first)
+    separator = "\t" if _kind(file) == ".tsv" else max(SEPARATORS, key=bare.count)
     reader = csv.reader(chain([first], lines), delimiter=separator, strict=True)
     width = None
     while True:
@@ -267,7 +291,7 @@ def _cells(file: Path) -> Iterator[tuple[int, list[str]]]:
             cells = next(reader, None)
         except csv.Error as error:
             raise DataError(
-                f"{shown(file)}:{reader.line_num} is no line of a table ({error}); mend its quotes"
+                f"{shown(file)}:{skipped + reader.line_num} is no line of a table ({error}); mend its quotes"
             ) from None
         if cells is None:
             return
@@ -276,9 +300,9 @@ def _cells(file: Path) -> Iterator[tuple[int, list[str]]]:
         width = width or len(cells)
         if len(cells) != width:
             raise DataError(
-                f"{shown(file)}:{reader.line_num} has {len(cells)} cells, and the first line has {width}; mend it"
+                f"{shown(file)}:{skipped + reader.line_num} has {len(cells)} cells, and the first line has {width}; mend it"
             )
-        yield reader.line_num, cells
+        yield skipped + reader.line_num, cells
 
 
 def _lines(file: Path) -> Iterator[str]:
@@ -290,30 +314,19 @@ def _lines(file: Path) -> Iterator[str]:
         yield rest
 
 
-def _parquet(file: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    import polars
-
-    try:
-        frame = polars.read_parquet(io.BytesIO(b"".join(blocks(file))))
-    except polars.exceptions.PolarsError as error:
-        raise DataError(f"{shown(file)} is no Parquet file that can be read ({error}); write it again") from None
-    text = lambda cell: "" if cell is None else str(cell)  # noqa: E731
-    return frame.columns, ((number, [text(cell) for cell in row]) for number, row in enumerate(frame.iter_rows(), 1))
-
-
 def _number(cell: str) -> float | None:
     """NaN where it is missing, None where it is no number."""
     try:
-        return float(cell)
+        return numeral(cell)
     except ValueError:
         return np.nan if cell.strip().lower() in MISSING else None
 
 
 def of_array(name: str, values: np.ndarray, variables: list[str], frequency: Frequency) -> Panel:
     """One series `[steps, variables]` with NaN where something is missing; its steps count from 0."""
-    nothing, none = np.zeros((len(values), 0)), np.zeros((1, 0), np.float32)
+    nothing, none = np.zeros((len(values), 0)), np.zeros((1, 0))
     step = frequency if frequency.unit == "step" else times.UNITS["step"]
-    return _assembled([name], variables, [values], [0], step, [nothing], [], none, [], [])
+    return _assembled([name], variables, [values], [0], step, [nothing], [], none, [], np.zeros(1, bool))
 
 
 def holds_arrays(paths: Sequence[Path | str]) -> bool:
@@ -337,29 +350,26 @@ def _of_arrays(files: list[Path], columns: Columns) -> Panel:
         raise DataError(
             f"the files have series of {', '.join(map(str, sorted(widths)))} variables; give files of one kind"
         )
-    names, nothing = [str(number) for number in range(1, len(series) + 1)], np.zeros((len(series), 0), np.float32)
+    names, nothing = [str(number) for number in range(1, len(series) + 1)], np.zeros((len(series), 0))
     variables = [str(number) for number in range(1, widths.pop() + 1)]
     known = [np.zeros((len(part), 0)) for part in series]
     step = times.UNITS["step"]
-    return _assembled(
-        names, variables, series, [0] * len(series), step, known, [], nothing, [], ["arrays: steps count from 0"]
-    )
+    same, notes = np.zeros(len(series), bool), ["arrays: steps count from 0"]
+    return _assembled(names, variables, series, [0] * len(series), step, known, [], nothing, [], same, notes)
 
 
 def _array(file: Path) -> list[np.ndarray]:
     if _kind(file) not in ARRAYS:
         raise DataError(f"{shown(file)} is no array, and the files before it are; give files of one kind")
-    try:
-        found = np.load(io.BytesIO(b"".join(blocks(file))), allow_pickle=False)
-        values = found if isinstance(found, np.ndarray) else found["values"]
-        bounds = None if isinstance(found, np.ndarray) else found["bounds"]
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+    found = arrays(file)
+    if "values" not in found or (_kind(file) == ".npz" and "bounds" not in found):
         raise DataError(
-            f"{shown(file)} is no .npy of [steps, variables] and no .npz of `values` and `bounds` ({error}); write it again"
-        ) from None
+            f"{shown(file)} is no .npy of [steps, variables] and no .npz of `values` and `bounds`; it holds "
+            f"{_some(list(found))}; write it again"
+        )
+    values = found["values"]
     values = values[:, None] if values.ndim == 1 else values
-    if bounds is None:
-        bounds = np.array([0, len(values)])
+    bounds = found.get("bounds", np.array([0, values.shape[0] if values.ndim else 0]))
     if values.ndim != 2 or not values.size or values.dtype.kind not in "biuf":
         raise DataError(
             f"{shown(file)} holds {values.dtype} of shape {values.shape}, wanted numbers [steps, variables]"
@@ -372,26 +382,27 @@ def _array(file: Path) -> list[np.ndarray]:
         or bounds[-1] != len(values)
     ):
         raise DataError(f"{shown(file)} has bounds that do not go from 0 to its {len(values)} steps; write them anew")
-    if (np.diff(bounds.astype(np.int64)) < 1).any():
+    if (bounds[1:] <= bounds[:-1]).any():
         raise DataError(f"{shown(file)} has a series without steps; leave it out")
     if (np.abs(values.astype(np.float64)) > LARGEST).any():
         raise DataError(f"{shown(file)} has an infinite number; put NaN for what is missing")
-    return [part.astype(np.float64) for part in np.split(values, bounds[1:-1])]
+    return [part.astype(np.float64) for part in np.split(values, bounds[1:-1].astype(np.int64))]
 
 
 # Understanding the columns
 
 
-def _roles(file: Path, header: list[str], head: list[list[str]], given: Columns) -> _Roles:
+def _roles(file: Path, header: list[str], head: list[tuple[int, list[str]]], given: Columns) -> _Roles:
     place = {name: at for at, name in enumerate(header)}
     wanted = [name for name in (given.id, *given.target, *given.known, *given.static) if name is not None]
     for name in [*wanted, *([given.time] if given.time not in (None, "rows") else [])]:
         if name not in place:
             raise UsageError(f"{shown(file)} has no column {name!r}; it has {_some(header)}")
-    id = given.id if given.id is not None else next((name for name in header if name.lower() in IDS), None)
+    guess = None if given.understood else next((name for name in header if name.lower() in IDS), None)
+    id = given.id if given.id is not None else guess
     time, reader, notes = _time(file, header, head, given, id)
     free = [name for name in header if name not in (id, time, *given.known, *given.static)]
-    numeric = [name for name in free if all(_number(row[place[name]]) is not None for row in head)]
+    numeric = [name for name in free if name and _numeric(head, place[name])]
     target = list(given.target)
     if not target:
         named = [name for name in numeric if name.lower() in TARGETS] if id is not None else []
@@ -416,31 +427,59 @@ def _roles(file: Path, header: list[str], head: list[list[str]], given: Columns)
 
 
 def _time(
-    file: Path, header: list[str], head: list[list[str]], given: Columns, id: str | None
+    file: Path, header: list[str], head: list[tuple[int, list[str]]], given: Columns, id: str | None
 ) -> tuple[str | None, Reader | None, list[str]]:
     """The column of the time, how it is read, and that in words."""
     if given.time == "rows":
         return None, None, ["rows are steps, as they come"]
     free = [name for name in header if name not in (id, *given.target, *given.known, *given.static)]
-    candidates = [name for name in free if name.lower() in TIMES]
-    candidates += [name for name in free if re.search("date|time", name.lower()) and name not in candidates]
-    candidates += [name for name in free if name not in candidates and not _numeric(head, header.index(name))]
-    candidates += [name for name in free[:1] if not name]  # a nameless first column, as data frames write their index
-    for name in [given.time] if given.time is not None else candidates:
-        reader = times.reader(name, [row[header.index(name)].strip() for row in head], given.dates)
+    named = [name for name in free if name.lower() in TIMES]
+    named += [name for name in free if re.search("date|time", name.lower()) and name not in named]
+    others = [name for name in free if name not in named and not _numeric(head, header.index(name))]
+    others += [name for name in free[:1] if not name]  # a nameless first column, as data frames write their index
+    for name in [given.time] if given.time is not None else [*named, *others]:
+        cells = [(line, row[header.index(name)].strip()) for line, row in head]
+        reader = times.reader(name, [cell for _, cell in cells], given.dates)
         if reader is not None:
             return name, reader, [f"time is the column {name!r}, read as {reader.how}"]
-    if given.time is not None or given.dates is not None:
-        where = f"the column {given.time!r}" if given.time is not None else "any column"
+        if name == given.time or name in named:
+            _refuse_some(file, name, cells, given.dates)
+    if given.time is not None or given.dates is not None or named:
+        asked = given.time if given.time is not None else named[0] if named and given.dates is None else None
         raise DataError(
-            f"{shown(file)}: no times could be read in {where}; say how they are written, as in "
-            "task.dates='%d/%m/%Y %H:%M', or take task.time=rows, where every row is a step"
+            f"{shown(file)}: no times could be read in {'any column' if asked is None else f'the column {asked!r}'}"
+            f"{'' if asked is None else f', such as {head[0][1][header.index(asked)]!r}'}"
+            f"{'' if given.dates is None else f', written as {given.dates!r}'}; say how they are written, as in "
+            "task.dates='%d/%m/%Y %H:%M', which column they are in with task.time, or take task.time=rows, where every row is a "
+            "step; steps that are numbers are whole ones"
         )
     return None, None, ["no column of times was found: rows are steps, as they come"]
 
 
-def _numeric(head: list[list[str]], at: int) -> bool:
-    return all(_number(row[at]) is not None for row in head)
+def _refuse_some(file: Path, name: str, cells: list[tuple[int, str]], dates: str | None) -> None:
+    """Raise DataError with the first cell that is no time, in a column where the first or the last one is."""
+    ends = (times.reader(name, [cells[at][1]], dates) for at in (0, -1) if cells[at][1])
+    how = next((one for one in ends if one is not None), None)
+    if how is None:
+        return
+    wrong = next((one for one in cells if times.reader(name, [one[1]], how.written) is None), cells[0])
+    raise _no_time(file, wrong[0], wrong[1], how)
+
+
+def _numeric(head: list[tuple[int, list[str]]], at: int) -> bool:
+    return all(_number(row[at]) is not None for _, row in head)
+
+
+def _understood(given: Columns, header: list[str], roles: _Roles) -> Columns:
+    """The columns as they were found, so that other files are read alike."""
+    return replace(
+        given,
+        id=None if roles.id is None else header[roles.id],
+        time="rows" if roles.time is None else header[roles.time],
+        target=given.target if given.univariate else tuple(roles.target),
+        dates=None if roles.reader is None else roles.reader.written,
+        understood=True,
+    )
 
 
 # Rows
@@ -449,8 +488,9 @@ def _numeric(head: list[list[str]], at: int) -> bool:
 def _table(files: list[Path], header: list[str], first: Iterable[tuple[int, list[str]]], roles: _Roles) -> _Table:
     """All rows of all files, sorted by series and time."""
     codes: dict[str, int] = {}
-    known: dict[str, int] = {}
+    known: dict[str, tuple[int, int]] = {}
     whose, when, where, flat = array("q"), array("q"), array("q"), array("d")
+    clock = array("q")
     for number, file in enumerate(files):
         if number and roles.reader is None:
             raise DataError(f"{shown(file)}: without times only one file can be read; join the files")
@@ -460,17 +500,21 @@ def _table(files: list[Path], header: list[str], first: Iterable[tuple[int, list
             if not name:
                 raise DataError(f"{shown(file)}:{line} has an empty cell where the series is named; fill it in")
             whose.append(codes.setdefault(name, len(codes)))
-            when.append(_when(file, line, cells, roles, known) if roles.reader is not None else step)
+            time, local = _when(file, line, cells, roles, known) if roles.reader is not None else (step, step)
+            when.append(time)
+            clock.append(local)
             where.extend((number, line))
             flat.extend(_values(file, line, cells, header, roles.numbers))
-    owners, moments = np.frombuffer(whose, np.int64), np.frombuffer(when, np.int64)
+    owners, moments, local_times = (np.frombuffer(one, np.int64) for one in (whose, when, clock))
     order = np.lexsort((moments, owners))
     if roles.reader is None:  # each series counts its own rows
-        moments = _counted(owners, order)
+        moments = local_times = _counted(owners, order)
     values = np.frombuffer(flat, np.float64).reshape(len(owners), len(roles.numbers))
     places = np.frombuffer(where, np.int64).reshape(-1, 2)
-    dated = roles.reader is not None and roles.reader.dated
-    return _Table(list(codes), owners[order], moments[order], dated, values[order], files, places[order])
+    return _Table(
+        list(codes), owners[order], moments[order], local_times[order], roles.reader is not None and roles.reader.dated,
+        roles.reader is not None and roles.reader.local is not None, values[order], files, places[order],
+    )  # fmt: skip
 
 
 def _counted(owners: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -489,27 +533,32 @@ def _rows_like(file: Path, first: Path, header: list[str]) -> Iterator[tuple[int
     return rows
 
 
-def _when(file: Path, line: int, cells: list[str], roles: _Roles, known: dict[str, int]) -> int:
-    """The time of a row; many rows share one, so each is read once."""
+def _when(file: Path, line: int, cells: list[str], roles: _Roles, known: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    """The time of a row, and as clocks said it there; many rows share one, so each is read once."""
     assert roles.reader is not None and roles.time is not None
     cell = cells[roles.time].strip()
-    time = known.get(cell)
-    if time is None:
+    found = known.get(cell)
+    if found is None:
         try:
-            time = known[cell] = roles.reader.read(cell)
-            if abs(time) >= 2**62:
+            time = roles.reader.read(cell)
+            if abs(time) > FURTHEST:
                 raise OverflowError
         except (ValueError, OverflowError):
-            raise DataError(
-                f"{shown(file)}:{line}: {cell!r} is no time as other rows have it ({roles.reader.how}); mend it, or say how "
-                "times are written with task.dates"
-            ) from None
-    return time
+            raise _no_time(file, line, cell, roles.reader) from None
+        found = known[cell] = (time, time if roles.reader.local is None else roles.reader.local(cell))
+    return found
+
+
+def _no_time(file: Path, line: int, cell: str, how: Reader) -> DataError:
+    return DataError(
+        f"{shown(file)}:{line}: {cell!r} is no time as other rows have it ({how.how}); mend it, say how times are written with "
+        "task.dates, or take task.time=rows, where every row is a step"
+    )
 
 
 def _values(file: Path, line: int, cells: list[str], header: list[str], numbers: list[int]) -> list[float]:
     try:
-        found = [float(cells[at]) for at in numbers]
+        found = [numeral(cells[at]) for at in numbers]
     except ValueError:
         found = [_value(file, line, header[at], cells[at]) for at in numbers]
     for value, at in zip(found, numbers, strict=True):
@@ -531,9 +580,7 @@ def _value(file: Path, line: int, name: str, cell: str) -> float:
 # The grid
 
 
-def _gridded(table: _Table, roles: _Roles, univariate: bool, wanted: Frequency | None) -> Panel:
-    _refuse_twice(table)
-    frequency, moments = _on_units(table, wanted)
+def _gridded(table: _Table, moments: np.ndarray, frequency: Frequency, roles: _Roles, univariate: bool) -> Panel:
     notes = [*roles.notes, f"one step is {frequency}" if table.dated else f"times go up in steps of {frequency}"]
     edges = [0, *(np.flatnonzero(np.diff(table.codes)) + 1).tolist(), len(table.codes)]
     spans = list(pairwise(edges))
@@ -560,9 +607,12 @@ def _gridded(table: _Table, roles: _Roles, univariate: bool, wanted: Frequency |
     series, known = [part[:, :first] for part in parts], [part[:, first:last] for part in parts]
     starts = [int(moments[begin]) for begin, _ in spans]
     if univariate:
-        names, variables, static = list(roles.target), ["y"], np.zeros((first, 0), np.float32)
+        names, variables, static = list(roles.target), ["y"], np.zeros((first, 0))
         series, known, starts = [series[0][:, [at]] for at in range(first)], known * first, starts * first
-    return _assembled(names, variables, series, starts, frequency, known, roles.known, static, roles.static, notes)
+    same = np.full(len(names), univariate or roles.id is not None)
+    return _assembled(
+        names, variables, series, starts, frequency, known, roles.known, static, roles.static, same, notes
+    )
 
 
 def _places(table: _Table, moments: np.ndarray, span: tuple[int, int], frequency: Frequency) -> np.ndarray:
@@ -588,28 +638,39 @@ def _moved(moments: np.ndarray, spans: list[tuple[int, int]], places: list[np.nd
 
 def _assembled(
     names: list[str], variables: list[str], series: list[np.ndarray], starts: list[int], frequency: Frequency,
-    known: list[np.ndarray], known_names: list[str], static: np.ndarray, static_names: list[str], notes: list[str],
+    known: list[np.ndarray], known_names: list[str], static: np.ndarray, static_names: list[str], same: np.ndarray,
+    notes: Sequence[str] = (),
 ) -> Panel:  # fmt: skip
-    """The panel of series `[steps, variables]` with NaN where nothing is; leading steps without any value are cut off, and
-    what is missing is filled and said."""
+    """The panel of series `[steps, variables]` with NaN where nothing is; leading steps without any value are cut off, as is the
+    future from where something known ahead is missing, and what else is missing is filled; all that is said."""
     heads = [_first_seen(name, part, variables) for name, part in zip(names, series, strict=True)]
-    series = [part[head:] for part, head in zip(series, heads, strict=True)]
+    ends = [_last_known(part, ahead) for part, ahead in zip(series, known, strict=True)]
+    said = list(notes)
+    if cut := sum(heads):
+        said.append(f"{cut:,} steps at the starts of series have no value and are left out")
+    if cut := sum(map(len, series)) - sum(ends):
+        said.append(f"{cut:,} steps after the last values have gaps in {_some(known_names)} and are left out")
+    series = [part[head:end] for part, head, end in zip(series, heads, ends, strict=True)]
+    known = [part[head:end] for part, head, end in zip(known, heads, ends, strict=True)]
     begins = [start + head * frequency.length for start, head in zip(starts, heads, strict=True)]
     seen = np.concatenate([~np.isnan(part) for part in series])
     future = sum(len(part) - int(np.flatnonzero(~np.isnan(part).all(1))[-1]) - 1 for part in series)
-    said = list(notes)
     if missing := int((~seen).sum()) - future * len(variables):
         said.append(
-            f"{missing:,} of {seen.size:,} values were missing and are filled: linear inside, the nearest at the edges"
+            f"{missing:,} of {seen.size:,} values were missing and are filled with the value before, at the head with the first"
+        )
+    if missing := sum(int(np.isnan(part).sum()) for part in known):
+        said.append(
+            f"{missing:,} values of {_some(known_names)} were missing and are filled: linear, the nearest at the edges"
         )
     if future:
         said.append(f"{future:,} steps at the ends of series have no value and are taken as their future")
     return Panel(
         names, variables,
-        np.concatenate([_filled(part, variables, name) for part, name in zip(series, names, strict=True)]), seen,
+        np.concatenate([filled(part) for part in series]), seen,
         np.cumsum([0, *map(len, series)]), np.array(begins, np.int64), frequency,
-        np.concatenate([_filled(p[h:], known_names, n) for p, h, n in zip(known, heads, names, strict=True)]), known_names,
-        static, static_names, said,
+        np.concatenate([_interpolated(part, known_names, name) for part, name in zip(known, names, strict=True)]), known_names,
+        static, static_names, same, said,
     )  # fmt: skip
 
 
@@ -622,9 +683,16 @@ def _first_seen(name: str, part: np.ndarray, variables: list[str]) -> int:
     return int(np.flatnonzero(seen.any(1))[0])
 
 
-def _filled(part: np.ndarray, columns: list[str], name: str) -> np.ndarray:
+def _last_known(part: np.ndarray, ahead: np.ndarray) -> int:
+    """The end of a series: after its last value, as far as all is there that is known ahead."""
+    last = int(np.flatnonzero(~np.isnan(part).all(1))[-1]) + 1
+    gaps = np.flatnonzero(np.isnan(ahead[last:]).any(1))
+    return last + int(gaps[0]) if gaps.size else len(part)
+
+
+def _interpolated(part: np.ndarray, columns: list[str], name: str) -> np.ndarray:
     """`[steps, columns]` with NaN replaced: linear between the neighbours, the nearest at the edges."""
-    out, steps = np.empty(part.shape, np.float32), np.arange(len(part))
+    out, steps = np.empty(part.shape), np.arange(len(part))
     for at, column in enumerate(columns):
         seen = ~np.isnan(part[:, at])
         if not seen.any():
@@ -646,18 +714,35 @@ def _refuse_twice(table: _Table) -> None:
         )
 
 
-def _on_units(table: _Table, wanted: Frequency | None) -> tuple[Frequency, np.ndarray]:
-    """The frequency, and the times in its units."""
-    inside = np.diff(table.codes) == 0
-    if wanted is None and not inside.any():
-        wanted = times.UNITS["d" if table.dated else "step"]
-    frequency = wanted or times.guessed(table.times, np.diff(table.times)[inside], table.dated)
+def _on_units(table: _Table, asked: str | None, before: Frequency | None) -> tuple[Frequency, np.ndarray]:
+    """The frequency, by that of files before, what is asked for, or the times themselves; and the times in its units."""
+    frequency = before or _own_frequency(table, asked)
     if (frequency.unit == "step") == table.dated:
         raise DataError(
             f"times are {'dates' if table.dated else 'plain numbers'} here, and one step was {frequency} before; "
             "give times of the same kind, or say how they are written with task.dates"
         )
-    return frequency, times.in_units(table.times, frequency) if table.dated else table.times
+    if not frequency.by_date and frequency.zoned != table.zoned:
+        raise DataError(
+            f"times have {'zones' if table.zoned else 'no zones'} here, and had {'none' if table.zoned else 'some'} before; "
+            "write all of them alike"
+        )
+    moments = table.local if frequency.by_date else table.times
+    return frequency, times.in_units(moments, frequency) if table.dated else moments
+
+
+def _own_frequency(table: _Table, asked: str | None) -> Frequency:
+    inside = np.diff(table.codes) == 0
+    if asked is not None:
+        frequency = times.given(asked, table.dated)
+        frequency = frequency._replace(day=times.day_of(table.local)) if frequency.unit == "month" else frequency
+    elif inside.any():
+        frequency = times.guessed(table.local, np.diff(table.local)[inside], table.dated)
+        if not frequency.by_date:
+            frequency = times.guessed(table.times, np.diff(table.times)[inside], table.dated)
+    else:
+        frequency = times.UNITS["d" if table.dated else "step"]
+    return frequency._replace(zoned=table.zoned and not frequency.by_date)
 
 
 def _too_irregular(table: _Table, row: int, rows: int, steps: int, frequency: Frequency) -> DataError:
@@ -670,7 +755,7 @@ def _too_irregular(table: _Table, row: int, rows: int, steps: int, frequency: Fr
 def _static(table: _Table, roles: _Roles, spans: list[tuple[int, int]]) -> np.ndarray:
     """The static covariates `[series, covariates]`. Raises DataError where one changes or is missing."""
     first = len(roles.target) + len(roles.known)
-    out = np.empty((len(spans), len(roles.static)), np.float32)
+    out = np.empty((len(spans), len(roles.static)))
     for k, (begin, end) in enumerate(spans):
         for at, name in enumerate(roles.static):
             column = table.values[begin:end, first + at]
@@ -705,18 +790,20 @@ def _chains(panel: Panel, whole: bool) -> Iterator[_Chain]:
         yield _Chain(panel.names[k], int(panel.starts[k]), values, panel.known[begin:end], panel.static[k])
 
 
-def _continued(before: _Chain, after: _Chain, length: int, repeats: bool) -> tuple[_Chain, int] | None:
-    """`before` with `after` behind it, and the step where `after` begins; None where that is another series. Only with `repeats`
-    it may hold nothing new."""
+def _continued(before: _Chain, after: _Chain, length: int, repeats: bool) -> tuple[_Chain, int] | str:
+    """`before` with `after` behind it, and the step where `after` begins; or in words why that is another series. Only with
+    `repeats` it may hold nothing new."""
     at, odd = divmod(after.start - before.start, length)
     gap, size = at - len(before.values), len(after.values)
-    if odd or at < 0 or gap > size:
-        return None
+    if odd:
+        return "their times lie between its steps"
+    if at < 0 or gap > size:
+        return "they begin before it" if at < 0 else "the gap between them is longer than they are"
     again = min(max(0, -gap), size)  # steps that both have
     if again and not np.array_equal(before.values[at : at + again], after.values[:again], equal_nan=True):
-        return None
+        return "where both have values these differ"
     if again == size and not repeats:
-        return None
+        return "they hold nothing new"
     nothing = lambda like: np.full((max(0, gap), like.shape[1]), np.nan)  # noqa: E731
     values = np.concatenate([before.values, nothing(after.values), after.values[again:]])
     known = np.concatenate([before.known, nothing(after.known), after.known[again:]])
@@ -742,7 +829,7 @@ def _repetition(panel: Panel, until: Sequence[int] | np.ndarray) -> int:
     longest = min(400, int(np.median(np.asarray(until)[long])) // 3) if long.size else 0
     for k in long[np.unique(np.linspace(0, len(long) - 1, 200).astype(int))] if long.size else ():
         steps = np.diff(panel.values[panel.bounds[k] : panel.bounds[k] + int(until[k])], axis=0)
-        for column in steps.T.astype(np.float64):
+        for column in steps.T:
             centred = column[-5_000:] - column[-5_000:].mean()
             power = np.abs(np.fft.rfft(centred, 2 * len(centred))) ** 2
             correlation = np.fft.irfft(power)[: longest + 1]

@@ -1,10 +1,7 @@
 """Files -> sequences of numbers with labels or numbers to tell of them: .ts, .npz, long tables and recordings."""
 
 import csv
-import io
 import math
-import zipfile
-import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +16,10 @@ import numpy as np
 from recurra.data import times
 from recurra.data.examples import Examples
 from recurra.data.labelled import kind_of
-from recurra.data.read import BOMB_BYTES, BOMB_RATIO, OPEN, blocks, characters, shown
+from recurra.data.read import characters, shown
 from recurra.data.sound import log_mel, read_sound
+from recurra.data.tables import arrays as read_arrays
+from recurra.data.tables import filled, numeral, parquet
 from recurra.errors import DataError, UsageError
 
 TABLES = {".csv": ",", ".tsv": "\t", ".parquet": ""}
@@ -29,8 +28,6 @@ TIMES = ("time", "t", "ds", "step", "timestamp", "frame", "date", "datetime")
 LABELS = ("label", "class", "target", "y")  # but y beside z is a direction
 BANDS = 40
 MISSING = ("", "?", "nan", "na", "null")  # however they are capitalised
-# What zipfile and numpy raise for a file that is damaged, hostile or none of theirs.
-READING = (ValueError, EOFError, OSError, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class _Asked(NamedTuple):
@@ -96,16 +93,6 @@ def is_series(paths: Sequence[Path], text: str | None = None) -> bool:
         placed = text is None and len(cells) == len(names) and (columns.id, columns.time) != (None, None)
         return placed and bool(columns.features) and all(_is_value(cells[column]) for column in columns.features)
     return False
-
-
-def filled(values: np.ndarray) -> np.ndarray:
-    """Values [time, channels] in which every NaN is the last number before it in its channel, else the first after it, else 0."""
-    missing, steps = np.isnan(values), np.arange(len(values))[:, None]
-    before = np.maximum.accumulate(np.where(missing, -1, steps))
-    after = np.minimum.accumulate(np.where(missing, len(values), steps)[::-1])[::-1]
-    source = np.where(before >= 0, before, after)
-    found = np.take_along_axis(values, np.minimum(source, len(values) - 1), 0)
-    return np.where(source == len(values), 0, found).astype(values.dtype)
 
 
 # --- what is gathered ---------------------------------------------------------------------------------------------------
@@ -310,13 +297,13 @@ def _ts_target(told: str, head: _Header, place: str) -> Any:
 def _numbers(cells: Sequence[str], place: str) -> list[float]:
     """The cells as numbers, missing ones as NaN."""
     try:
-        return [float(cell) for cell in cells]
+        return [numeral(cell) for cell in cells]
     except ValueError:
         pass
     numbers = []
     for cell in cells:
         try:
-            numbers.append(math.nan if cell.strip().lower() in MISSING else float(cell))
+            numbers.append(math.nan if cell.strip().lower() in MISSING else numeral(cell))
         except ValueError:
             raise DataError(
                 f"{place}: {cell[:40]!r} is no number; correct it, or leave it empty to be filled"
@@ -340,7 +327,7 @@ class _Layout(NamedTuple):
 
 def _npz(files: Sequence[Path], gathered: _Gathered, asked: _Asked) -> None:
     for file in files:
-        arrays = _arrays(file)
+        arrays = read_arrays(file)
         values, layout = _values(file, arrays)
         said, targets = _told(file, arrays, layout, asked)
         gathered.agree(file, values.shape[-1], said)
@@ -349,23 +336,6 @@ def _npz(files: Sequence[Path], gathered: _Gathered, asked: _Asked) -> None:
         for row, (part, target) in enumerate(zip(layout.parts, targets, strict=True), 1):
             with gathered.passing():
                 gathered.add(values[part], target, f"{before}, row {row}")
-
-
-def _arrays(file: Path) -> dict[str, np.ndarray]:
-    next(blocks(file), b"")  # refuses in words what cannot be opened
-    content: Any = io.BytesIO(b"".join(blocks(file))) if file.suffix.lower() in OPEN else file
-    try:
-        with zipfile.ZipFile(content) as archive:
-            size = sum(one.file_size for one in archive.infolist())
-            limit = max(BOMB_BYTES, BOMB_RATIO * sum(one.compress_size for one in archive.infolist()))
-        if size > limit:
-            raise MemoryError(f"they unfold to {size} bytes, over {BOMB_RATIO} times their size")
-        with np.load(content, allow_pickle=False) as arrays:
-            return {name: found for name in arrays.files if isinstance(found := arrays[name], np.ndarray)}
-    except READING as error:
-        raise DataError(
-            f"{shown(file)} holds no arrays that can be read ({shown(str(error))}); save numbers and strings with numpy.savez"
-        ) from error
 
 
 def _values(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, _Layout]:
@@ -450,9 +420,13 @@ def _told_numbers(y: np.ndarray, layout: _Layout, each: bool) -> tuple[str, list
 
 def _texts(file: Path, name: str, y: np.ndarray) -> np.ndarray:
     try:
-        return np.char.decode(y, "utf-8") if y.dtype.kind == "S" else y.astype(str)
-    except UnicodeDecodeError:
-        raise DataError(f"{shown(file)}: {name} holds bytes that are not UTF-8; save strings") from None
+        texts = np.char.decode(y, "utf-8") if y.dtype.kind == "S" else y.astype(str)
+        "".join(texts.ravel().tolist()).encode()
+    except UnicodeError:
+        raise DataError(
+            f"{shown(file)}: {name} holds what is not UTF-8 (bytes, or half a character); save strings"
+        ) from None
+    return texts
 
 
 # --- long tables --------------------------------------------------------------------------------------------------------
@@ -696,7 +670,7 @@ def _before(file: Path) -> str:
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     """The cells of a table without the blanks around them, names first, and the line on which each row begins."""
     if kind_of(file) == ".parquet":
-        yield from _parquet(file)
+        yield from parquet(file)
         return
     texts = (line for _, line in _lines(file))
     reader, line = csv.reader(texts, delimiter=TABLES[kind_of(file)], skipinitialspace=True, strict=True), 1
@@ -708,22 +682,6 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     except csv.Error as error:
         raise DataError(
             f"{shown(file)}:{line} is no row of a table ({shown(str(error))}); look at its quotes and line ends"
-        ) from None
-
-
-def _parquet(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """As text, so that a table means the same whatever file it is in; rows count from 1."""
-    import polars
-
-    try:
-        frame = polars.read_parquet(io.BytesIO(b"".join(blocks(file))))
-        yield 0, frame.columns
-        texts = (part.select(polars.all().cast(polars.String).fill_null("")) for part in frame.iter_slices(10_000))
-        yield from enumerate((list(cells) for part in texts for cells in part.iter_rows()), 1)
-    except (polars.exceptions.PolarsError, polars.exceptions.PanicException) as error:
-        why = str(error).split("\n", 1)[0]
-        raise DataError(
-            f"{shown(file)} is no Parquet file of numbers and words ({shown(why)}); write it again"
         ) from None
 
 

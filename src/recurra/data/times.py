@@ -3,7 +3,7 @@
 import calendar
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
 import numpy as np
@@ -28,18 +28,25 @@ class Frequency(NamedTuple):
            time     dates; a unit is a microsecond
            weekday  dates from Monday to Friday; a unit is such a day
            month    dates; a unit is a month, and `day` is the day of the month (31: its last)
+    zoned  the times were written with zones, and are those of UTC; steps of a day or more go by the local dates instead
     """
 
     unit: str
     length: int
     day: int = 1
+    zoned: bool = False
+
+    @property
+    def by_date(self) -> bool:
+        """Whether a step is a day or more."""
+        return self.unit in ("month", "weekday") or (self.unit == "time" and self.length >= DAY)
 
     def __str__(self) -> str:
         if self.unit == "step":
             return str(self.length)
         fitting = [(name, self.length // size) for name, size in SIZES.items() if self.length % size == 0]
         name, count = (self.unit, self.length) if self.unit != "time" else (*fitting, ("microsecond", self.length))[0]
-        return f"{count} {name}{'s' if count > 1 else ''}"
+        return f"{count} {name}{'s' if count > 1 else ''}{' in UTC' if self.zoned else ''}"
 
 
 UNITS = {
@@ -50,26 +57,31 @@ UNITS = {
 
 
 class Reader(NamedTuple):
-    """How the cells of a column are read as times: to microseconds since 1970 if they are dates, else as they are."""
+    """How the cells of a column are read as times: to microseconds since 1970 if they are dates, else as they are; `ValueError`
+    for others. `written` is what `reader` takes as `dates` to make the same reader; times with zones are those of UTC, and
+    `local` reads what the clock on the wall said."""
 
     read: Callable[[str], int]
     dated: bool
     how: str
+    written: str
+    local: Callable[[str], int] | None = None
 
 
 def reader(name: str, cells: list[str], dates: str | None = None) -> Reader | None:
     """How to read such cells of the column `name` as times; None where they are none.
 
-    `dates` is how they are written, as in strptime, or `steps` for plain numbers; without it whole numbers (unless all are
+    `dates` is how they are written, as in strptime, or `steps` for plain numbers, and `iso`,
+    `iso with zones` and `quarters`; without it whole numbers (unless all are
     dates as 20240131), ISO dates and times, quarters as 1990Q1, and some formats are tried. Raises DataError where the day
     may be the month.
     """
     if dates is not None:
-        given = Reader(int, False, "whole numbers") if dates == "steps" else _dates(dates)
+        given = EXACT.get(dates) or _dates(dates)
         return given if _all_read(given, cells) else None
-    compact = Reader(_by_format("%Y%m%d"), True, "dates written %Y%m%d (task.dates=steps: plain numbers)")
+    compact = _dates("%Y%m%d")._replace(how="dates written %Y%m%d (task.dates=steps: plain numbers)")
     exact = [compact] if all(re.fullmatch(r"[12]\d{7}", cell) for cell in cells) else []
-    exact += [Reader(int, False, "whole numbers"), Reader(_iso, True, "dates"), Reader(_quarter, True, "quarters")]
+    exact += EXACT.values()
     found = next((one for one in exact if _all_read(one, cells)), None)
     if found is not None:
         return found
@@ -83,16 +95,27 @@ def reader(name: str, cells: list[str], dates: str | None = None) -> Reader | No
 
 
 def stamp(frequency: Frequency, time: int) -> str:
-    """A time, in units of the frequency since 1970 (or a plain number), as it is written."""
+    """A time, in units of the frequency since 1970 (or a plain number), as it is written. Raises DataError after the year 9999."""
+    try:
+        return _stamp(frequency, time)
+    except (OverflowError, ValueError):
+        raise DataError(
+            "the times lie outside the years 1 to 9999, where dates end; say how they are written with task.dates"
+        ) from None
+
+
+def _stamp(frequency: Frequency, time: int) -> str:
     if frequency.unit == "step":
         return str(time)
     if frequency.unit == "weekday":
         return str(np.busday_offset("1970-01-01", time, roll="forward"))
     if frequency.unit == "month":
         year, month = 1970 + time // 12, time % 12 + 1
-        return f"{year:04d}-{month:02d}-{min(frequency.day, calendar.monthrange(year, month)[1]):02d}"
+        return str(date(year, month, min(frequency.day, calendar.monthrange(year, month)[1])))
     when = EPOCH + time * MICROSECOND
-    return str(when.date()) if frequency.length % DAY == 0 and time % DAY == 0 else str(when)
+    if frequency.length % DAY == 0 and time % DAY == 0:
+        return str(when.date())
+    return f"{when}+00:00" if frequency.zoned else str(when)
 
 
 def in_units(times: np.ndarray, frequency: Frequency) -> np.ndarray:
@@ -112,14 +135,21 @@ def guessed(times: np.ndarray, gaps: np.ndarray, dated: bool) -> Frequency:
     usual = int(sizes[counts.argmax()]) if 2 * counts.max() > len(gaps) else max(1, int(np.median(gaps)))
     if not dated:
         return Frequency("step", usual)
-    if np.median(gaps) >= 28 * DAY and (len(sizes) > 1 or usual % (7 * DAY)):
-        dates = times.astype("datetime64[us]")
-        day = int((dates.astype("datetime64[D]") - dates.astype("datetime64[M]")).astype(np.int64).max()) + 1
-        return Frequency("month", max(1, round(usual / MONTH)), day)
+    weekly = usual % (7 * DAY) == 0 and (sizes % usual == 0).all()
+    if np.median(gaps) >= 28 * DAY and not weekly:
+        return Frequency("month", max(1, round(usual / MONTH)), day_of(times))
     weekdays = (times // DAY + 3) % 7
     if usual == DAY and weekdays.max() < 5 and 3 * DAY in sizes:
         return Frequency("weekday", 1)
     return Frequency("time", usual)
+
+
+def day_of(times: np.ndarray) -> int:
+    """The day of the month of dates, in microseconds: the latest, or 31 where each is the last of its month."""
+    dates = times.astype("datetime64[us]").astype("datetime64[D]")
+    if ((dates + 1).astype("datetime64[M]") > dates.astype("datetime64[M]")).all():
+        return 31
+    return int((dates - dates.astype("datetime64[M]")).astype(np.int64).max()) + 1
 
 
 def given(text: str, dated: bool) -> Frequency:
@@ -177,16 +207,24 @@ def _all_read(how: Reader, cells: list[str]) -> bool:
         return False
 
 
-def _iso(text: str) -> int:
-    return _microseconds(datetime.fromisoformat(text))
+def _read_by(parse: Callable[[str], datetime], how: str, written: str, zoned: bool) -> Reader:
+    def utc(text: str) -> int:
+        when = parse(text)
+        if (when.tzinfo is not None) != zoned:
+            raise ValueError("some have a zone and some have none")
+        return _microseconds(when) - (when.utcoffset() or timedelta()) // MICROSECOND
+
+    return Reader(utc, True, how, written, (lambda text: _microseconds(parse(text))) if zoned else None)
 
 
 def _dates(form: str) -> Reader:
-    return Reader(_by_format(form), True, f"dates written {form}")
+    return _read_by(lambda text: datetime.strptime(text, form), f"dates written {form}", form, "%z" in form)
 
 
-def _by_format(form: str) -> Callable[[str], int]:
-    return lambda text: _microseconds(datetime.strptime(text, form))
+def _whole(text: str) -> int:
+    if "_" in text:
+        raise ValueError("no whole number")
+    return int(text)
 
 
 def _quarter(text: str) -> int:
@@ -197,5 +235,16 @@ def _quarter(text: str) -> int:
 
 
 def _microseconds(when: datetime) -> int:
-    """Since 1970; in UTC where a zone is written."""
-    return ((when.astimezone(UTC).replace(tzinfo=None) if when.tzinfo else when) - EPOCH) // MICROSECOND
+    """From 1970 to what a clock says, whatever its zone."""
+    return (when.replace(tzinfo=None) - EPOCH) // MICROSECOND
+
+
+EXACT = {
+    one.written: one
+    for one in (
+        Reader(_whole, False, "whole numbers", "steps"),
+        _read_by(datetime.fromisoformat, "dates", "iso", zoned=False),
+        _read_by(datetime.fromisoformat, "dates with zones", "iso with zones", zoned=True),
+        Reader(_quarter, True, "quarters", "quarters"),
+    )
+}

@@ -17,7 +17,7 @@ SMALLEST_DEVIATION = 1e-8  # of the level: below it a series is constant
 
 
 class Scales(NamedTuple):
-    """What the series are shifted and divided by, float32 `[series, variables]` each."""
+    """What the series are shifted and divided by, float64 `[series, variables]` each."""
 
     mean: np.ndarray
     deviation: np.ndarray
@@ -43,8 +43,8 @@ class Targets(NamedTuple):
 
     values  float32 `[rows, scored, features]`, the end of each window, in the scale of the forecaster
     seen    float32, the same shape: 1 where the value was there, 0 where it was filled
-    shift   float32 `[rows, 1, features]`, and
-    scale   the same shape: values * scale + shift is in units
+    shift   float64 `[rows, 1, features]`, and
+    scale   the same shape: values * scale + shift is in units, to all their digits
     """
 
     values: Tensor
@@ -66,7 +66,7 @@ class Windows:
     scales     of each series
     anchored   whether the last value of the context is taken from each window (SegRNN, arXiv:2308.11200)
     split      whether each variable is a row of its own
-    known      float32 `[total, covariates]`, beside the values of the panel; static float32 `[series, covariates]`
+    known      `[total, covariates]`, beside the values of the panel; static `[series, covariates]`
     """
 
     panel: Panel
@@ -115,7 +115,8 @@ class Windows:
         values = values - level
         there = self.panel.seen[inside[:, -self.scored :]] & (inside == places)[:, -self.scored :, None]
         parts = [values[:, : self.context], values[:, -self.scored :], there, mean + level * deviation, deviation]
-        past, wanted, seen, shift, scale = (self._rows(part) for part in parts)
+        past, wanted, seen = (_tensor(self._rows(part)) for part in parts[:3])
+        shift, scale = (torch.from_numpy(np.ascontiguousarray(self._rows(part))) for part in parts[3:])
         copies = self.panel.values.shape[1] if self.split else 1
         inputs = Inputs(
             past,
@@ -126,11 +127,11 @@ class Windows:
         fresh = torch.ones(len(past), dtype=torch.bool)
         return Batch(inputs, Targets(wanted, seen, shift, scale), None, float(seen.sum()), fresh, step)
 
-    def _rows(self, values: np.ndarray) -> Tensor:
+    def _rows(self, values: np.ndarray) -> np.ndarray:
         """`[windows, steps, variables]`, or `[windows * variables, steps, 1]` where variables are split."""
         if self.split:
             values = values.transpose(0, 2, 1).reshape(-1, values.shape[1], 1)
-        return _tensor(values)
+        return values
 
     def together(self, rows: Tensor) -> Tensor:
         """`[rows, horizon, features, ...]` as `[windows, horizon, variables, ...]`, the inverse of how variables were split."""
@@ -160,19 +161,19 @@ class Windows:
             yield chosen[at : at + rows], self.take(chosen[at : at + rows])
 
 
-def scales_of(panel: Panel, until: np.ndarray) -> Scales:
+def scales_of(panel: Panel, until: np.ndarray, still: float = 1.0) -> Scales:
     """Mean and standard deviation of what was seen of each variable in the first `until` `[series]` steps of each series. A
-    deviation that is nothing beside the level is 1: a constant series is shifted only."""
+    deviation that is nothing beside the level is `still`: with 1 a constant series is shifted only."""
     mean = np.zeros((len(panel), panel.values.shape[1]))
-    deviation = np.ones_like(mean)
+    deviation = np.full_like(mean, still)
     for k, (begin, steps) in enumerate(zip(panel.bounds[:-1], until, strict=True)):
-        values = panel.values[begin : begin + steps].astype(np.float64)
+        values = panel.values[begin : begin + steps]
         seen = panel.seen[begin : begin + steps]
         some = np.maximum(seen.sum(0), 1)
         mean[k] = (values * seen).sum(0) / some
         spread = np.sqrt((((values - mean[k]) * seen) ** 2).sum(0) / some)
-        deviation[k] = np.where(spread > SMALLEST_DEVIATION * np.maximum(1e-20, np.abs(mean[k])), spread, 1.0)
-    return Scales(mean.astype(np.float32), deviation.astype(np.float32))
+        deviation[k] = np.where(spread > SMALLEST_DEVIATION * np.maximum(1e-20, np.abs(mean[k])), spread, still)
+    return Scales(mean, deviation)
 
 
 def drawing(context: int, horizon: int, stride: int) -> list[str]:

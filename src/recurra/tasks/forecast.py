@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast, final
@@ -17,7 +17,7 @@ from recurra.config import Config
 from recurra.data import panel as panels
 from recurra.data import read
 from recurra.data.batch import Batch
-from recurra.data.panel import Panel
+from recurra.data.panel import LARGEST, Columns, Panel
 from recurra.data.read import shown
 from recurra.data.times import Frequency
 from recurra.data.windows import drawing
@@ -25,7 +25,7 @@ from recurra.errors import DamagedError, DataError, UsageError
 from recurra.state import State
 from recurra.tasks.base import Sources, Task, Unit, Validation, refuse
 from recurra.tasks.forecast_frames import OnFrames
-from recurra.tasks.forecast_ways import Data, Options, Way, options_of
+from recurra.tasks.forecast_ways import Data, Options, options_of
 from recurra.tasks.forecast_windows import OnWindows
 
 PARTS = ("train", "valid", "test")
@@ -48,7 +48,7 @@ class Forecast(Task):
 
     def __init__(self, config: Config, known: dict[str, Any], folder: Path | None = None) -> None:
         self.config, self.known = config, known
-        self.way = _way(config, known)
+        self.way = _kind(options_of(config))(config, options_of(config), known)
         self._data: Callable[[], Path] | None = (lambda: folder) if folder is not None else None
 
     @classmethod
@@ -56,7 +56,8 @@ class Forecast(Task):
         options = options_of(config)
         panel, spans, notes = _read_parts(config, options, sources)
         known = {
-            **(OnFrames if options.output == "binary" else OnWindows).learn(panel, spans, options),
+            **_kind(options).learn(panel, spans, options),
+            "columns": None if panel.columns is None else asdict(panel.columns),
             "variables": panel.variables,
             "known_names": panel.known_names,
             "static_names": panel.static_names,
@@ -97,14 +98,13 @@ class Forecast(Task):
         names, known = storage.read_json(folder / "panel.json"), self.known
         panel = Panel(
             names, known["variables"], frequency=self.frequency, known_names=known["known_names"],
-            static_names=known["static_names"], **arrays,
+            static_names=known["static_names"], same=spans["train"][:, 1] > 0, **arrays,
         )  # fmt: skip
         return Data(panel, spans)
 
     @property
     def frequency(self) -> Frequency:
-        unit, length, day = self.known["frequency"]
-        return Frequency(unit, length, day)
+        return Frequency(*self.known["frequency"])
 
     def _trained_on(self) -> Data:
         if self.data is None:
@@ -125,7 +125,7 @@ class Forecast(Task):
         return configuration.settled(config, {**self.way.regime(self._trained_on(), passes), "embed": {"size": 64}})
 
     def build(self, config: Config) -> None:
-        self.config, self.way = config, _way(config, self.known)
+        self.config, self.way = config, _kind(options_of(config))(config, options_of(config), self.known)
         self.model = self.way.network(config)
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
@@ -156,15 +156,16 @@ class Forecast(Task):
         return {"task": self.name, "data": part, **report, "seconds": round(time.monotonic() - began, 3)}
 
     def _panel(self, paths: Sequence[Path]) -> Panel:
-        """Files with the variables that this model knows."""
-        columns = self.way.options.columns()
-        if not columns.univariate and not panels.holds_arrays(paths):
-            columns = replace(columns, target=tuple(self.known["variables"]))
+        """Files with the variables that this model knows, read as those were that it was trained on."""
+        columns, variables = self.way.options.columns(), self.known["variables"]
+        if not panels.holds_arrays(paths):
+            kept = self.known.get("columns")
+            columns = replace(columns, target=tuple(variables)) if kept is None else _columns(kept)
         found = panels.panel(paths, columns, self.frequency)
-        if found.variables != self.known["variables"]:
+        if found.variables != variables:
             raise DataError(
-                f"{shown(paths[0])} has {len(found.variables)} variables, and the model was trained on "
-                f"{len(self.known['variables'])}; give files like those it was trained on"
+                f"{shown(paths[0])} has the variables {_some(found.variables)}, and the model was trained on {_some(variables)}; "
+                "give files like those it was trained on"
             )
         return found
 
@@ -192,28 +193,31 @@ class Forecast(Task):
             return
         for number, line in enumerate(source, 1):
             try:
-                panel = self._of_array(_numbers(line, number), f"line {number}")
+                found = list(self.way.answers(self.model, self._of_array(_numbers(line, number), f"line {number}")))
             except DataError as error:
                 yield error
                 continue
-            yield from self.way.answers(self.model, panel)
+            yield from found
 
     def _of_array(self, values: Any, name: str) -> Panel:
         """One series that is told of by its numbers alone. Raises DataError."""
         if self.known["known_names"] or self.known["static_names"] or self.way.options.calendar:
             raise DataError(f"{name} has no times and covariates, and this model wants them; give a file")
-        array = np.asarray(values, np.float64)
+        try:
+            array = np.asarray(values, np.float64)
+        except (ValueError, TypeError, OverflowError):
+            raise DataError(f"{name} is no array of numbers, such as [1, 2, 3] or [[1, 2], [3, 4]]") from None
         array = array[:, None] if array.ndim == 1 else array
         width = len(self.known["variables"])
         if (
             array.ndim != 2
             or array.shape[1] != width
             or not len(array)
-            or np.isinf(array).any()
+            or (np.abs(array) > LARGEST).any()
             or np.isnan(array).all(0).any()
         ):
             raise DataError(
-                f"{name} has shape {array.shape}, wanted finite numbers [steps, {width}]; NaN stands for a missing one"
+                f"{name} has shape {array.shape}, wanted numbers up to {LARGEST:.2g} [steps, {width}]; NaN stands for a missing one"
             )
         return panels.of_array(name, array, self.known["variables"], self.frequency)
 
@@ -234,7 +238,7 @@ class Forecast(Task):
     def survey(cls, config: Config, sources: Sources) -> dict[str, Any]:
         options = options_of(config)
         panel, spans, notes = _read_parts(config, options, sources)
-        known = (OnFrames if options.output == "binary" else OnWindows).learn(panel, spans, options)
+        known = _kind(options).learn(panel, spans, options)
         lengths, steps = panel.lengths, known["context"] + known["horizon"]
         report: dict[str, Any] = {
             "series": len(panel),
@@ -259,9 +263,17 @@ class Forecast(Task):
         return {**report, "warnings": _warnings(panel, spans, steps, options.output == "binary")}
 
 
-def _way(config: Config, known: dict[str, Any]) -> Way:
-    options = options_of(config)
-    return (OnFrames if options.output == "binary" else OnWindows)(config, options, known)
+def _kind(options: Options) -> type[OnFrames] | type[OnWindows]:
+    return OnFrames if options.output == "binary" else OnWindows
+
+
+def _columns(kept: dict[str, Any]) -> Columns:
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+    return Columns(**fields)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names[:8])) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
 
 
 def _read_parts(config: Config, options: Options, sources: Sources) -> tuple[Panel, dict[str, np.ndarray], list[str]]:
@@ -273,9 +285,9 @@ def _read_parts(config: Config, options: Options, sources: Sources) -> tuple[Pan
         raise UsageError("there are no synthetic series to forecast; give files")
     given = {part: getattr(sources, part) for part in PARTS if getattr(sources, part)}
     first = panels.panel(given["train"], options.columns())
-    read_alike = [
-        panels.panel(paths, options.columns(), first.frequency) for part, paths in given.items() if part != "train"
-    ]
+    first = replace(first, same=np.ones(len(first), bool))
+    columns = first.columns or options.columns()
+    read_alike = [panels.panel(paths, columns, first.frequency) for part, paths in given.items() if part != "train"]
     panel, begins = panels.joined([first, *read_alike])
     ends = np.concatenate([begins[:, 1:], panel.lengths[:, None]], 1)
     from_files = {part: np.stack([begins[:, at], ends[:, at]], 1) for at, part in enumerate(given)}
@@ -338,9 +350,8 @@ def _warnings(panel: Panel, spans: dict[str, np.ndarray], window: int, binary: b
 
 def _numbers(line: str, number: int) -> Any:
     try:
-        values = json.loads(line)
-        return np.array(values, np.float64)
-    except (ValueError, TypeError):
+        return np.array(json.loads(line), np.float64)
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise DataError(f"line {number} is no JSON array of numbers, such as [1, 2, 3] or [[1, 2], [3, 4]]") from None
 
 

@@ -27,11 +27,10 @@ def naive(
 
 def seasonal_error(history: np.ndarray, season: int) -> np.ndarray:
     """The mean absolute error of seasonal naive, one step at a time, within `history` `[steps, variables]`: the denominator of
-    MASE (Hyndman & Koehler 2006), `[variables]`. A history not longer than a season is measured from step to step."""
-    season = season if len(history) > season else 1
+    MASE (Hyndman & Koehler 2006), `[variables]`; 0 for a history not longer than a season, which has none."""
     if len(history) <= season:
         return np.zeros(history.shape[1])
-    return np.abs(history[season:].astype(np.float64) - history[:-season]).mean(0)
+    return np.abs(history[season:] - history[:-season]).mean(0)
 
 
 def frame_floors(train: list[np.ndarray], test: list[np.ndarray]) -> dict[str, float]:

@@ -103,7 +103,9 @@ class OnFrames(Way):
             for k, (begin, end) in enumerate(span):
                 if end - max(begin, 1) < 1:
                     continue
-                values = torch.from_numpy(panel.values[panel.bounds[k] : panel.bounds[k] + end])[None].to(device)
+                values = (
+                    torch.from_numpy(panel.values[panel.bounds[k] : panel.bounds[k] + end])[None].float().to(device)
+                )
                 scores, _ = network.unroll(values[:, :-1], network.initial_state(1))
                 scores, truth = scores[:, max(begin, 1) - 1 :], values[:, max(begin, 1) :]
                 nats += float(F.binary_cross_entropy_with_logits(scores, truth, reduction="sum"))
@@ -131,6 +133,7 @@ class OnFrames(Way):
             "floors": floors,
             "series": int((span[:, 1] > span[:, 0]).sum()),
             "warnings": [],
+            "notes": panel.notes,
             "n": steps,
         }
 
@@ -149,7 +152,7 @@ class OnFrames(Way):
         network, device = cast(Frames, model), next(model.parameters()).device
         with torch.no_grad(), resting(model):
             for k, sequence in enumerate(_sequences(panel, np.zeros(len(panel), np.int64), panel.lengths)):
-                xs = torch.from_numpy(sequence)[None].to(device)
+                xs = torch.from_numpy(sequence)[None].float().to(device)
                 scores, _ = network.unroll(xs, network.initial_state(1))
                 chances = scores[0, -1].sigmoid().tolist()
                 for variable, chance in zip(panel.variables, chances, strict=True):

@@ -15,7 +15,7 @@ class Tally:
 
     `add` takes some windows: truth, forecast and what was seen `[windows, horizon, variables]`; `spread` `[windows, variables]`,
     the deviation of the series in training; `usual`, of the same shape, the mean error of seasonal naive in the steps before
-    (the denominator of MASE).
+    (the denominator of MASE). Where one is 0, what would be divided by it is left out.
     """
 
     sums: dict[str, float] = field(default_factory=dict)
@@ -25,16 +25,21 @@ class Tally:
     def add(
         self, truth: np.ndarray, guess: np.ndarray, seen: np.ndarray, spread: np.ndarray, usual: np.ndarray
     ) -> None:
-        truth, guess, usual = truth.astype(np.float64), guess.astype(np.float64), usual[:, None]
-        error = np.abs(guess - truth)
-        scaled, size = error / spread[:, None], np.abs(truth) + np.abs(guess)
+        truth, guess, usual, spread = (
+            truth.astype(np.float64),
+            guess.astype(np.float64),
+            usual[:, None],
+            spread[:, None],
+        )
+        error, moves = np.abs(guess - truth), seen & (spread > 0)
+        scaled, size = error / np.where(spread > 0, spread, 1), np.abs(truth) + np.abs(guess)
         self._put("mae", error, seen)
         self._put("mse", error**2, seen)
-        self._put("mae_scaled", scaled, seen)
-        self._put("mse_scaled", scaled**2, seen)
+        self._put("mae_scaled", scaled, moves)
+        self._put("mse_scaled", scaled**2, moves)
         self._put("smape", np.where(size > 0, 200 * error / np.where(size > 0, size, 1), 0), seen)
         self._put("mase", error / np.where(usual > 0, usual, 1), seen & (usual > 0))
-        here = np.stack([(scaled**2 * seen).sum((0, 2)), seen.sum((0, 2))])
+        here = np.stack([(scaled**2 * moves).sum((0, 2)), moves.sum((0, 2))])
         self.steps = here if self.steps is None else self.steps + here
 
     def add_quantiles(
@@ -72,7 +77,9 @@ class Suspicions:
     came: float = 0.0  # from the last value to what came
 
     def add(self, last: np.ndarray, truth: np.ndarray, guess: np.ndarray, spread: np.ndarray) -> None:
-        """Some windows: the last values and `spread` `[windows, variables]`, truth and forecast `[windows, horizon, variables]`."""
+        """Some windows: the last values and `spread` `[windows, variables]`, truth and forecast `[windows, horizon, variables]`. A
+        spread of 0 counts nothing."""
+        spread = np.where(spread > 0, spread, np.inf)
         self.moves += float(((guess.std(1) / spread) ** 2).sum())
         self.moved += float(((truth.std(1) / spread) ** 2).sum())
         self.far += float((np.abs(guess[:, 0] - last) / spread).sum())
@@ -108,5 +115,6 @@ def unusual(residuals: np.ndarray) -> np.ndarray:
     """How many usual errors each residual `[steps, variables]` is large: its size over 1.4826 times the median size of its
     variable, which for Gaussian errors is their deviation. NaN is none."""
     size = np.abs(residuals)
-    middle = 1.4826 * np.nanmedian(size, axis=0)
+    known = [column[~np.isnan(column)] for column in size.T]
+    middle = np.array([1.4826 * np.median(column) if column.size else 0.0 for column in known])
     return np.nan_to_num(size / np.where(middle > 0, middle, np.inf))

@@ -4,9 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from recurra import config as configuration
@@ -25,6 +26,11 @@ from recurra.tasks.base import Validation
 Names = str | tuple[str, ...]
 
 
+def _levels(given: Any) -> Any:
+    """One number, or several with commas between, as the command line gives them."""
+    return given.split(",") if isinstance(given, str) else (given,) if isinstance(given, int | float) else given
+
+
 @dataclass(kw_only=True, frozen=True)
 class Options:
     """`[task]` of the config.
@@ -34,10 +40,12 @@ class Options:
     head               direct: all steps at once; recurrent: one step, fed back; segments: SegRNN
     output             a point, a distribution, quantiles, or (music) the next vector of zeros and ones
     loss               of points
-    levels             of quantiles, in scores and answers too
+    levels             of quantiles, in scores and answers too; those of output=quantiles have 0.5 between them, as the median
+                       stands for the mean
     scale              series: by mean and deviation of the series in training; window: and the last value of each context is
                        taken off; none
-    log                the logarithm is read and forecast, for series that grow by factors; values must be above 0
+    log                the logarithm is read and forecast, for series that grow by factors; values must be above 0, and the
+                       `mean` in answers is the exponential of that of logarithms: a median, below the mean of values
     independent        each variable is forecast from itself, by the same network
     linear             a weighted sum of the context beside the network; none: yes, unless the head is recurrent
     segment            steps of a segment; none: from the context
@@ -54,7 +62,7 @@ class Options:
     head: Literal["segments", "direct", "recurrent"] = "segments"
     output: Literal["point", "gaussian", "student-t", "quantiles", "binary"] = "point"
     loss: Literal["mae", "mse"] = "mae"
-    levels: tuple[float, ...] = LEVELS
+    levels: Annotated[tuple[float, ...], BeforeValidator(_levels)] = LEVELS
     scale: Literal["window", "series", "none"] = "window"
     log: bool = False
     independent: bool = True
@@ -90,8 +98,13 @@ def options_of(config: Config) -> Options:
         value = getattr(options, name)
         if value is not None and not 1 <= value <= 1_000_000:
             raise UsageError(f"task.{name} was {value}, wanted 1 to 1,000,000 steps")
-    if not all(0 < level < 1 for level in options.levels) or list(options.levels) != sorted(set(options.levels)):
-        raise UsageError(f"task.levels was {options.levels}, wanted numbers between 0 and 1, from low to high")
+    levels = options.levels
+    if not levels or not all(0 < level < 1 for level in levels) or list(levels) != sorted(set(levels)):
+        raise UsageError(f"task.levels was {levels}, wanted numbers between 0 and 1, from low to high")
+    if options.output == "quantiles" and not levels[0] <= 0.5 <= levels[-1]:
+        raise UsageError(
+            f"task.levels was {levels}, and task.output=quantiles wants 0.5 among or between them, for the median"
+        )
     if options.head == "recurrent" and options.output == "quantiles":
         raise UsageError("quantiles cannot be fed back; take task.head=segments or direct, or task.output=gaussian")
     if options.head == "recurrent" and options.linear:

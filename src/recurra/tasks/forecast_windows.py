@@ -23,9 +23,9 @@ from recurra.tasks.forecast_floors import naive, seasonal_error
 from recurra.tasks.forecast_scores import Suspicions, Tally, unusual
 from recurra.tasks.forecast_ways import Data, Options, Way, resting
 
-AT_ONCE = 256  # windows that are scored together
+AT_ONCE = 256  # windows of one variable that are scored together
 MOST_VALIDATED = 2_000  # windows, evenly spread
-HEADLINE = "mase"
+HEADLINES = ("mase", "mae_scaled", "mae")
 TOP = 5  # unusual steps that are named
 
 
@@ -39,7 +39,12 @@ class Guess(NamedTuple):
 @final
 class OnWindows(Way):
     """Loss: that of the output, in deviations of the series (squared or absolute error, nats, pinball), a value. Scores: MAE, MSE
-    (in units, and divided by deviation and variance of the series in training), sMAPE, MASE, pinball and coverage."""
+    (in units, and divided by deviation and variance of the series in training), sMAPE, MASE, pinball and coverage.
+
+    `known["scales"]` has for each series of training by its name: under `work` and `units` mean and deviation of each variable
+    in the training part, as it is forecast and as it is given (there 0 if it is constant), and under `usual` the mean error of
+    seasonal naive up to the test part.
+    """
 
     @staticmethod
     def learn(panel: Panel, spans: dict[str, np.ndarray], options: Options) -> dict[str, Any]:
@@ -52,9 +57,12 @@ class OnWindows(Way):
         context = options.context or max(1, min(max(3 * horizon, 7 * season if season > 1 else 30), longest // 2))
         known, names = _ahead(panel, options)
         inside = np.concatenate([np.arange(b, b + n) for b, n in zip(panel.bounds[:-1], train[:, 1], strict=True)])
+        until = spans["test"][:, 0]
+        usual = [seasonal_error(panel.values[b : b + n], season) for b, n in zip(panel.bounds[:-1], until, strict=True)]
         scales = {
-            "units": _by_name(panel, train[:, 1]),
-            "work": _by_name(_worked(panel, options), train[:, 1]),
+            "units": _by_name(panel, train[:, 1], 0.0),
+            "work": _by_name(_worked(panel, options), train[:, 1], 1.0),
+            "usual": {name: usual[k].tolist() for k, name in enumerate(panel.names) if train[k, 1]},
         }
         return {
             "context": context, "horizon": horizon, "season": season, "ahead": names, "scales": scales,
@@ -98,17 +106,17 @@ class OnWindows(Way):
         )
 
     def windows(self, panel: Panel, span: np.ndarray, taught: bool = False, until: np.ndarray | None = None) -> Windows:
-        """The windows whose horizons lie in a span. A series that was not there in training is scaled by its first `until` steps,
-        or those of the first context."""
+        """The windows whose horizons lie in a span. A series that is not known to be one of training is scaled by its first `until`
+        steps, or those of the first context."""
         context, horizon, options = self.known["context"], self.known["horizon"], self.options
         working = _worked(panel, options)
         scales = self._scales("work", working, until)
         if options.scale == "none":
             scales = Scales(np.zeros_like(scales.mean), np.ones_like(scales.deviation))
         mean, deviation = self.known["known_scale"]
-        known = (_ahead(panel, options)[0] - np.array(mean, np.float32)) / np.array(deviation, np.float32)
+        known = (_ahead(panel, options)[0] - np.array(mean)) / np.array(deviation)
         mean, deviation = self.known["static_scale"]
-        static = (panel.static - np.array(mean, np.float32)) / np.array(deviation, np.float32)
+        static = (panel.static - np.array(mean)) / np.array(deviation)
         scored = context + horizon - 1 if taught and options.head == "recurrent" else horizon
         return Windows(
             working, span, context, horizon, options.stride, scored, scales, options.scale == "window",
@@ -116,15 +124,22 @@ class OnWindows(Way):
         )  # fmt: skip
 
     def _scales(self, kind: str, panel: Panel, until: np.ndarray | None = None) -> Scales:
-        learnt = self.known["scales"][kind]
-        unknown = [name not in learnt for name in panel.names]
+        learnt = [self._learnt(kind, panel, k) for k in range(len(panel))]
         steps = np.minimum(panel.lengths, self.known["context"]) if until is None else until
-        fresh = scales_of(panel, np.where(unknown, steps, 0))
-        mean, deviation = fresh.mean.copy(), fresh.deviation.copy()
-        for k, name in enumerate(panel.names):
-            if not unknown[k]:
-                mean[k], deviation[k] = learnt[name]
-        return Scales(mean, deviation)
+        unknown = np.array([one is None for one in learnt])
+        scales = scales_of(panel, np.where(unknown, steps, 0), 0.0 if kind == "units" else 1.0)
+        for k, one in enumerate(learnt):
+            if one is not None:
+                scales.mean[k], scales.deviation[k] = one
+        return scales
+
+    def _learnt(self, kind: str, panel: Panel, k: int) -> Any:
+        """What training learnt of series `k`, if it is one of training's; that a name is the same says nothing alone."""
+        return self.known["scales"].get(kind, {}).get(panel.names[k]) if panel.same[k] else None
+
+    @property
+    def _at_once(self) -> int:
+        return max(1, AT_ONCE // len(self.known["variables"]))
 
     def batches(self, data: Data, start: int) -> Iterator[Batch]:
         train = self.config.train
@@ -163,7 +178,7 @@ class OnWindows(Way):
         network, sums = cast(Forecaster, model), torch.zeros(3)
         horizon, device = self.known["horizon"], next(model.parameters()).device
         with torch.no_grad(), resting(model):
-            for _, batch in windows.in_order(AT_ONCE, MOST_VALIDATED):
+            for _, batch in windows.in_order(self._at_once, MOST_VALIDATED):
                 here = batch.to(device)
                 loss, _ = self.loss(model, here, ())
                 error = loss * batch.weight
@@ -182,7 +197,7 @@ class OnWindows(Way):
         network, device = cast(Forecaster, model), next(model.parameters()).device
         levels = () if network.output.certain else self.options.levels
         with torch.no_grad(), resting(model):
-            for numbers, batch in windows.in_order(AT_ONCE):
+            for numbers, batch in windows.in_order(self._at_once):
                 with torch.random.fork_rng(devices=[]):  # the same draws, whatever was drawn before
                     torch.manual_seed(self.config.train.seed)
                     said = network.forecast(Inputs(*batch.to(device).inputs), levels)
@@ -210,11 +225,9 @@ class OnWindows(Way):
         spread, usual = self._scales("units", panel).deviation, self._usual(panel, windows)
         ours, suspicions = Tally(), Suspicions()
         floors: dict[str, Tally] = {}
-        expected = np.full(panel.values.shape, np.nan, np.float32)
-        for numbers, guess in self.guesses(model, windows):
-            series, origins = windows.origins(numbers)
+        expected = np.full(panel.values.shape, np.nan)
+        for series, origins, places, guess in self._placed(model, panel, windows, expected):
             begins = panel.bounds[series]
-            places = (begins + origins)[:, None] + np.arange(windows.horizon)
             truth, seen, against = panel.values[places], panel.seen[places], (spread[series], usual[series])
             ours.add(truth, guess.mean, seen, *against)
             if guess.quantiles is not None:
@@ -222,9 +235,10 @@ class OnWindows(Way):
             for name, values in naive(panel.values, begins, origins, windows.horizon, self.known["season"]).items():
                 floors.setdefault(name, Tally()).add(truth, values, seen, *against)
             suspicions.add(panel.values[begins + origins - 1], truth, guess.mean, against[0])
-            expected[places] = guess.mean  # windows are in order of time, so the latest forecast of a step stays
         scores, floor_scores = ours.scores(), {name: tally.scores() for name, tally in floors.items()}
-        headline = HEADLINE if HEADLINE in scores else "mae_scaled"
+        headline = next((name for name in HEADLINES if name in scores), None)
+        if headline is None:
+            raise DataError("every value that is to be scored is missing; give files with values there")
         return {
             "headline": headline,
             "higher_is_better": False,
@@ -235,21 +249,45 @@ class OnWindows(Way):
             "season": self.known["season"],
             "window": {"context": windows.context, "horizon": windows.horizon, "stride": windows.stride},
             "unusual": self._unusual(panel, expected, spread),
-            "warnings": suspicions.words(),
+            "warnings": [*suspicions.words(), *self._without_mase(windows, usual)],
+            "notes": panel.notes,
             "series": int((np.diff([0, *windows._ends]) > 0).sum()),
             "n": len(windows),
         }
 
+    def _placed(
+        self, model: nn.Module, panel: Panel, windows: Windows, expected: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, Guess]]:
+        """Series, origins, rows of the panel `[windows, horizon]` and forecasts of some windows; the means are put in `expected`
+        `[total, variables]`, where the latest forecast of a step stays, as windows are in order of time."""
+        for numbers, guess in self.guesses(model, windows):
+            series, origins = windows.origins(numbers)
+            places = (panel.bounds[series] + origins)[:, None] + np.arange(windows.horizon)
+            expected[places] = guess.mean
+            yield series, origins, places, guess
+
     def _usual(self, panel: Panel, windows: Windows) -> np.ndarray:
-        """The denominator of MASE of each series, over its steps before the first that is scored, `[series, variables]`."""
-        pairs = zip(panel.bounds[:-1], windows.first, strict=True)
-        return np.stack([seasonal_error(panel.values[b : b + max(1, n)], self.known["season"]) for b, n in pairs])
+        """The denominator of MASE of each series, over its steps before the first that is scored, `[series, variables]`; of a
+        series of training whose history is not at hand, what was kept of it; 0 where there is too little history."""
+        found = np.empty((len(panel), panel.values.shape[1]))
+        for k, (begin, first) in enumerate(zip(panel.bounds[:-1], windows.first, strict=True)):
+            kept = self._learnt("usual", panel, k) if windows.spans[k, 0] == 0 else None
+            history = panel.values[begin : begin + max(1, first)]
+            found[k] = seasonal_error(history, self.known["season"]) if kept is None else kept
+        return found
+
+    def _without_mase(self, windows: Windows, usual: np.ndarray) -> list[str]:
+        scored = np.diff([0, *windows._ends]) > 0
+        if not (count := int((scored & (usual == 0).any(1)).sum())):
+            return []
+        return [
+            f"{count:,} series have no MASE, or none of some variables: before what is scored they have no more than a season of "
+            f"{self.known['season']} steps, or repeat it exactly"
+        ]
 
     def _unusual(self, panel: Panel, expected: np.ndarray, spread: np.ndarray) -> list[dict[str, Any]]:
         """The steps that are furthest from what was expected of them, in usual errors."""
-        sizes = np.diff(panel.bounds)
-        residuals = np.where(panel.seen, (panel.values - expected) / np.repeat(spread, sizes, 0), np.nan)
-        scores = unusual(residuals)
+        scores = _unusual(panel, expected, spread)
         rows, columns = np.unravel_index(np.argsort(-scores, axis=None, kind="stable")[:TOP], scores.shape)
         return [
             _step(panel, int(r), int(c), expected, scores)
@@ -259,13 +297,10 @@ class OnWindows(Way):
 
     def anomalies(self, model: nn.Module, panel: Panel, span: np.ndarray) -> Iterator[dict[str, Any]]:
         """For each step of a span that can be forecast what was expected of it (by the latest window) and how unusual it is."""
-        windows = self.windows(panel, span)
-        expected = np.full(panel.values.shape, np.nan, np.float32)
-        for numbers, guess in self.guesses(model, windows):
-            series, origins = windows.origins(numbers)
-            expected[(panel.bounds[series] + origins)[:, None] + np.arange(windows.horizon)] = guess.mean
-        spread = np.repeat(self._scales("units", panel).deviation, np.diff(panel.bounds), 0)
-        scores = unusual(np.where(panel.seen, (panel.values - expected) / spread, np.nan))
+        expected = np.full(panel.values.shape, np.nan)
+        for _ in self._placed(model, panel, self.windows(panel, span), expected):
+            pass
+        scores = _unusual(panel, expected, self._scales("units", panel).deviation)
         for row, column in zip(*np.nonzero(~np.isnan(expected) & panel.seen), strict=True):
             yield _step(panel, int(row), int(column), expected, scores)
 
@@ -286,18 +321,22 @@ class OnWindows(Way):
             for one in report["unusual"]
         ]
         warnings = [f"  warning: {words}" for words in report["warnings"]]
+        notes = [f"  note: {words}" for words in report["notes"]]
         return [
             f"{head}{window['horizon']}, stride {window['stride']}, season {report['season']}",
             *table,
             *odd,
             *warnings,
+            *notes,
         ]
 
     def answers(self, model: nn.Module, panel: Panel) -> Iterator[dict[str, Any]]:
+        """A row for each step ahead and variable of each series; under `filled` how many missing values were filled before."""
         lengths, horizon = panel.lengths, self.known["horizon"]
         longer = panel.extended(horizon)
         windows = self.windows(longer, np.stack([lengths, lengths + horizon], 1), until=lengths)
         levels = [f"{level:g}" for level in self.options.levels]
+        missing = np.add.reduceat(~panel.seen, panel.bounds[:-1]) - (np.diff(panel.bounds) - lengths)[:, None]
         for numbers, guess in self.guesses(model, replace(windows, stride=horizon)):
             for at, k in enumerate(windows.origins(numbers)[0]):
                 for step in range(horizon):
@@ -308,6 +347,8 @@ class OnWindows(Way):
                             "variable": variable,
                             "mean": float(guess.mean[at, step, place]),
                         }
+                        if missing[k, place]:
+                            row["filled"] = int(missing[k, place])
                         if guess.quantiles is not None:
                             ranked = map(float, guess.quantiles[at, step, place])
                             row["quantiles"] = dict(zip(levels, ranked, strict=True))
@@ -346,9 +387,15 @@ def _worked(panel: Panel, options: Options) -> Panel:
     return replace(panel, values=np.log(panel.values))
 
 
-def _by_name(panel: Panel, until: np.ndarray) -> dict[str, tuple[list[float], list[float]]]:
-    """Mean and deviation of each variable of each series that has steps to learn them from."""
-    scales = scales_of(panel, until)
+def _unusual(panel: Panel, expected: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """How unusual what was seen is, in usual errors of its variable, `[total, variables]`; `spread` `[series, variables]`."""
+    scale = np.repeat(np.where(spread > 0, spread, 1), np.diff(panel.bounds), 0)
+    return unusual(np.where(panel.seen, (panel.values - expected) / scale, np.nan))
+
+
+def _by_name(panel: Panel, until: np.ndarray, still: float) -> dict[str, tuple[list[float], list[float]]]:
+    """Mean and deviation of each variable of each series that has steps to learn them from; `still` if it is constant."""
+    scales = scales_of(panel, until, still)
     triples = zip(panel.names, scales.mean.tolist(), scales.deviation.tolist(), strict=True)
     return {name: (mean, deviation) for (name, mean, deviation), steps in zip(triples, until, strict=True) if steps}
 
