@@ -22,8 +22,9 @@ $(READY): pyproject.toml constraints.txt
 	  pytest hypothesis pytest-timeout pytest-xdist ruff mypy import-linter scikit-learn seqeval soundfile
 	touch $@
 
+# One process a core, each with one thread.
 test: .venv/.ready-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 soak: .venv/.ready-dev
 	$(BIN)/python -m pytest -m soak --timeout 3600
