@@ -7,6 +7,7 @@ import math
 import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -280,14 +281,15 @@ def _delimited(path: Path, tabs: bool) -> Table:
     first = text.partition("\n")[0]
     mark = "\t" if tabs else next((mark for mark in ",;\t" if mark in first), ",")
     quoted = not tabs or ('"' in text and '"' not in QUOTED.sub("", text))
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
     reader = csv.reader(
         io.StringIO(text), delimiter=mark, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True
     )
     rows: list[tuple[int, dict[int, Any]]] = []
     problems: list[Problem] = []
     name, blank, width = shown(path), 0, 0
-    for line, cells in _records(reader):
+    with _long_cells():
+        found = list(_records(reader))
+    for line, cells in found:
         if isinstance(cells, str):
             problems.append((line, f"{name}:{line} {cells}"))
         elif not any(map(str.strip, cells)):
@@ -302,6 +304,16 @@ def _delimited(path: Path, tabs: bool) -> Table:
     if tabs and quoted:
         notes.append('quotes (") around cells are taken off')
     return Table(None, rows, problems, notes)
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Within this context the csv module takes cells of any length."""
+    before = csv.field_size_limit(LONGEST_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _records(reader: Any) -> Iterator[tuple[int, list[str] | str]]:
