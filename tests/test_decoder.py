@@ -101,3 +101,13 @@ def test_an_encoder_and_a_decoder_learn_to_turn_a_sequence_round() -> None:
         )
     right = [row[0].tokens == one.flip(0).tolist() for row, one in zip(found, source, strict=True)]
     assert sum(right) >= 14
+
+
+def test_noise_is_the_decoders_and_stops_with_it() -> None:
+    decoder = made("general", False)
+    decoder.dropout = 0.5
+    tokens, some = torch.randint(0, 6, (3, 7)), memory(3)
+    said = lambda: decoder.attend(some).unroll(tokens, decoder.attend(some).initial_state(3))[0]  # noqa: E731
+    assert not torch.equal(said(), said())
+    decoder.eval()
+    assert torch.equal(said(), said())

@@ -1,11 +1,14 @@
 """Synthetic sets against what they say of themselves."""
 
+import re
+
 import numpy as np
 import pytest
 
 import recurra
 from recurra.data.examples import Examples
-from recurra.data.synthetic import COUNTS, SYNTHETIC, Part, synthetic
+from recurra.data.synthetic import COUNTS, MONTHS, SYNTHETIC, Part, synthetic
+from recurra.errors import UsageError
 
 PARTS = list(COUNTS)
 NAMES = [*SYNTHETIC, "parity:12", "parity-steps:7", "adding:9", "sine:2"]
@@ -152,7 +155,10 @@ def test_a_sine_is_a_wave_in_noise() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (("nothing", "train"), "no synthetic set called 'nothing'; there are parity, parity-steps, adding, sine"),
+        (
+            ("nothing", "train"),
+            "no synthetic set called 'nothing'; there are parity, parity-steps, adding, sine, dates",
+        ),
         (("", "train"), "no synthetic set called ''"),
         (("parity", "dev"), "no part 'dev'; it has train, valid, test"),
         (("adding:", "train"), "length of ''"),
@@ -171,3 +177,25 @@ def test_a_sine_is_a_wave_in_noise() -> None:
 def test_wrong_calls_are_answered_in_words(call, words: str) -> None:
     with pytest.raises(recurra.UsageError, match=words):
         synthetic(*call)
+
+
+def test_dates_mean_what_their_targets_say() -> None:
+    """Every form is read back by rules of its own: the number of the year, of the day, and the month by its name or number."""
+    months = {name[:3].lower(): at % 12 + 1 for names in MONTHS.values() for at, name in enumerate(names)}
+    for part in ("train", "valid", "test"):
+        some = synthetic("dates", part, 400)
+        for text, (target,) in zip(some.inputs, some.targets or (), strict=True):
+            year, month, day = map(int, target.split("-"))
+            numbers = [int(number) for number in re.findall(r"\d+", text)]
+            named = [months[word[:3]] for word in re.findall(r"[^\W\d]+", text.lower()) if word[:3] in months]
+            assert year in numbers and day in numbers
+            assert named == [month] if named else sorted(numbers) == sorted([year, month, day])
+
+
+def test_a_day_is_in_one_part_only_and_has_no_length_to_be_chosen() -> None:
+    days = [
+        {target for (target,) in synthetic("dates", part, 1500, seed).targets or ()} for seed, part in enumerate(COUNTS)
+    ]
+    assert not days[0] & days[1] and not days[0] & days[2] and not days[1] & days[2]
+    with pytest.raises(UsageError, match="has no length to be chosen"):
+        synthetic("dates:5", "train")

@@ -72,6 +72,15 @@ def waves(folder: Path, kind: str) -> Path:
     return path
 
 
+def pairs(folder: Path) -> Path:
+    path, some = folder / "pairs.tsv", random.Random(0)
+    words = ["one", "two", "three", "four"]
+    lines = [" ".join(some.choices(words, k=some.randint(1, 3))) for _ in range(24)]
+    path.write_text("said\tround\n" + "".join(f"{line}\t{' '.join(line.split()[::-1])}\n" for line in lines))
+    return path
+
+
+SIDES = {"text": "said", "label": "round"}
 MEMBERS: dict[str, tuple[str, Callable[[Path], Path], dict[str, Any], Any]] = {
     "classify words": ("classify", films, {}, "a warm film"),
     "classify attention": ("classify", films, {"task": {"pooling": "attention"}}, "a warm film"),
@@ -89,6 +98,15 @@ MEMBERS: dict[str, tuple[str, Callable[[Path], Path], dict[str, Any], Any]] = {
     "tag and intent": ("tag", trips, {}, "leave Recife on 2 November"),
     "tag without crf": ("tag", trips, {"task": {"crf": False, "letters": False}}, ["leave", "Recife"]),
     "tag frames": ("tag", lambda folder: waves(folder, "labels"), {}, [[1.0, 2.0], [0.5, -1.0]]),
+    "seq2seq": ("seq2seq", pairs, {"data": SIDES}, "two one"),
+    "seq2seq without attention": ("seq2seq", pairs, {"data": SIDES, "task": {"attention": "none"}}, "two one"),
+    "seq2seq fed": (
+        "seq2seq",
+        pairs,
+        {"data": SIDES, "task": {"attention": "additive", "feed": True, "beam": 2}},
+        "two one",
+    ),
+    "seq2seq in byte pairs": ("seq2seq", pairs, {"data": SIDES, "tokens": {"kind": "bpe", "size": 270}}, "two one"),
     "regress": ("regress", lambda folder: waves(folder, "number"), {}, [[1.0, 2.0], [0.5, -1.0]]),
     "regress absolute": ("regress", lambda folder: waves(folder, "number"), {"task": {"loss": "mae"}}, [[1.0, 2.0]]),
     "regress every step": ("regress", lambda folder: waves(folder, "numbers"), {}, [[1.0, 2.0], [0.5, -1.0]]),
@@ -806,3 +824,48 @@ def test_a_stopped_training_goes_on_to_the_same_bits(name: str, tmp_path: Path) 
     ):
         found = [next((tmp_path / run).glob(file.replace("step-20", "step-*20"))) for run in ("whole", "parts")]
         assert found[0].read_bytes() == found[1].read_bytes(), file
+
+
+# --- sequence to sequence -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_has_the_probability_that_the_model_gives_it(tmp_path: Path) -> None:
+    task, _ = made("seq2seq", tmp_path)
+    part = task.parts["valid"]
+    for row, found in enumerate(task.written(part, beam=3)):  # type: ignore[attr-defined]
+        for text, score in found:
+            ids = [task.tokens.end, *task.tokens.encode(text).tolist()]  # type: ignore[attr-defined]
+            xs, lengths = part.inputs.padded(np.array([row]))
+            with torch.no_grad():
+                logs = task.model(xs, lengths, torch.tensor([ids])).log_softmax(2)[0]
+            whole = float(sum(logs[t, token] for t, token in enumerate([*ids[1:], task.tokens.end])))  # type: ignore[attr-defined]
+            penalty = ((5 + len(ids)) / 6) ** task.options.length_penalty
+            if len(ids) <= 1.5 * task.known["longest"]:  # it ended by itself
+                assert score == pytest.approx(whole / penalty, abs=1e-3)
+
+
+def test_scores_of_pairs_are_of_what_the_network_writes_alone(tmp_path: Path) -> None:
+    path, settings = pairs(tmp_path), {**QUICK, "data": SIDES}
+    task = recurra.train(
+        "seq2seq", path, valid=path, out=tmp_path / "run", settings=settings, steps=500, hidden=32, threads=1
+    )
+    report = task.evaluate([path])
+    lines = [line.split("\t") for line in path.read_text().splitlines()[1:]]
+    right = [task.predict(said)["written"] == turned for said, turned in lines]
+    assert report["scores"]["exact"] == pytest.approx(sum(right) / len(right)) and sum(right) > 10
+    assert report["floors"]["copy of the source"] == sum(a == b for a, b in lines) / len(lines)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ({"task": {"attention": "dot"}}, "dot attention compares"),
+        ({"task": {"attention": "looking"}}, "task.attention was 'looking'"),
+        ({"tokens": {"kind": "words"}}, "cannot write every text"),
+        ({"data": {**SIDES, "separator": "|"}}, "each text has one other text"),
+    ],
+)
+def test_a_wrong_call_of_pairs_is_refused(values: dict[str, Any], wanted: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=wanted):
+        settings = {"data": SIDES, **values}
+        recurra.train("seq2seq", pairs(tmp_path), out=tmp_path / "run", settings=settings, steps=1, hidden=4, threads=1)

@@ -32,7 +32,7 @@ embed_app = typer.Typer(
 )
 app.add_typer(embed_app, name="embed")
 
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="language, classify, tag, regress or forecast")]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="language, classify, tag, regress, seq2seq or forecast")]
 Data = Annotated[
     list[Path],
     typer.Argument(metavar="DATA...", help="A file (also .gz, .xz), several, a folder, or synthetic:NAME."),

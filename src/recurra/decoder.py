@@ -141,7 +141,7 @@ class Attending(Cell):
         return torch.tanh(cast(nn.Linear, decoder.together)(torch.cat([summary, ys], 2))), weights
 
     def _scores(self, vectors: Tensor) -> Tensor:
-        return self.decoder.readout(F.dropout(vectors, self.decoder.dropout, self.training))
+        return self.decoder.readout(F.dropout(vectors, self.decoder.dropout, self.decoder.training))
 
     def _remembered(self) -> Kept:
         if self._kept is not None:

@@ -9,6 +9,7 @@ draws its examples one after the other, so that the first of them are the same h
 
 import hashlib
 from collections.abc import Callable, Sequence
+from datetime import date
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from recurra.errors import UsageError
 
 Part = Literal["train", "valid", "test"]
 
+OF_THEIR_OWN_LENGTH = ("dates",)
 COUNTS: dict[Part, int] = {"train": 5_000, "valid": 1_000, "test": 1_000}
 STEPS = 1 << 27  # of all examples of a part together, at most: about 1 GiB of the widest series
 SHARED = 9  # signs of the longest strings of zeros and ones that every part may hold: of these there are too few
@@ -35,6 +37,10 @@ def synthetic(name: str, part: Part, count: int | None = None, seed: int = 0) ->
         raise UsageError(f"there is no synthetic set called {kind!r}; there are {', '.join(SYNTHETIC)}")
     if part not in COUNTS:
         raise UsageError(f"a synthetic set has no part {part!r}; it has {', '.join(COUNTS)}")
+    if colon and kind in OF_THEIR_OWN_LENGTH:
+        raise UsageError(
+            f"the set {kind!r} has no length to be chosen, and {name!r} was asked for; leave out :{number}"
+        )
     count = COUNTS[part] if count is None else count
     options = {"length": _length(name, number)} if colon else {}
     if count < 1 or seed < 0:
@@ -95,11 +101,45 @@ def sine(draw: np.random.Generator, part: Part, count: int, length: int = 100) -
     return _made("sine", "series", part, inputs, targets, note, ["signal"])
 
 
+def dates(draw: np.random.Generator, part: Part, count: int) -> Examples:
+    """Dates as people write them in English, Spanish and Portuguese, in a dozen ways, and in the target the same as YYYY-MM-DD,
+    from 1900 to 2099. A day of the calendar stands in one part only, by its hash."""
+    first = date(1900, 1, 1).toordinal()
+    inputs, targets = [], []
+    for _ in range(count):
+        day = date.fromordinal(first + int(draw.integers(0, 73_049)))
+        while _part_of(day.isoformat()) != part:
+            day = date.fromordinal(first + int(draw.integers(0, 73_049)))
+        language = list(MONTHS)[int(draw.integers(0, len(MONTHS)))]
+        form = FORMS[language][int(draw.integers(0, len(FORMS[language])))]
+        month = MONTHS[language][day.month - 1]
+        text = form.format(d=day.day, m=day.month, y=day.year, month=month, short=month[:3])
+        inputs.append(text.title() if draw.random() < 0.1 else text)
+        targets.append((day.isoformat(),))
+    return _made("dates", "text", part, inputs, targets, "dates in three languages, and the same as YYYY-MM-DD")
+
+
+MONTHS = {
+    "en": "January February March April May June July August September October November December".split(),
+    "es": "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre".split(),
+    "pt": "janeiro fevereiro março abril maio junho julho agosto setembro outubro novembro dezembro".split(),
+}
+FORMS = {
+    "en": "{month} {d}, {y}|{d} {month} {y}|{short} {d}, {y}|the {d} of {month} {y}|{y} {month} {d}|{d} {short} {y}".split(
+        "|"
+    ),
+    "es": "{d} de {month} de {y}|el {d} de {month} de {y}|{d}/{m}/{y}|{d} {short} {y}|{month} {d} de {y}".split("|"),
+    "pt": "{d} de {month} de {y}|{d}º de {month} de {y}|{d}-{m}-{y}|{d} {short}. {y}|dia {d} de {month} de {y}".split(
+        "|"
+    ),
+}
+
 SYNTHETIC: dict[str, Callable[..., Examples]] = {
     "parity": parity,
     "parity-steps": parity_steps,
     "adding": adding,
     "sine": sine,
+    "dates": dates,
 }
 
 

@@ -6,12 +6,14 @@ from recurra.tasks.classify import Classify
 from recurra.tasks.forecast import Forecast
 from recurra.tasks.language import Language
 from recurra.tasks.regress import Regress
+from recurra.tasks.seq2seq import Seq2Seq
 from recurra.tasks.tag import Tag
 
 TASKS: dict[str, type[Task]] = {
     "language": Language,
     "classify": Classify,
     "tag": Tag,
+    "seq2seq": Seq2Seq,
     "regress": Regress,
     "forecast": Forecast,
 }
@@ -30,6 +32,7 @@ __all__ = [
     "Forecast",
     "Language",
     "Regress",
+    "Seq2Seq",
     "Sources",
     "Tag",
     "Task",

@@ -27,6 +27,7 @@ from recurra.tasks import scores
 from recurra.tasks.base import Sources, Unit, Validation
 from recurra.tasks.examples import OnExamples, Part, in_one_line, lengths_of, options, text_or_series
 from recurra.tasks.floors import label_floors
+from recurra.tasks.inputs import Inputs
 
 WORST = 10  # examples that are named
 
@@ -81,6 +82,10 @@ class Classify(OnExamples):
                 "label? name another with --label, or take the regress task for numbers"
             )
         return {"labels": names, "multilabel": several}
+
+    @classmethod
+    def learn_inputs(cls, config: Config, train: Examples) -> Inputs:
+        return Inputs.learn(config, train)
 
     @classmethod
     def strata(cls, examples: Examples) -> list[Hashable]:

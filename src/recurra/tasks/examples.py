@@ -78,6 +78,11 @@ class OnExamples(Task):
 
     @classmethod
     @abstractmethod
+    def learn_inputs(cls, config: Config, train: Examples) -> Inputs:
+        """The vocabulary or the scales of the inputs."""
+
+    @classmethod
+    @abstractmethod
     def strata(cls, examples: Examples) -> list[Hashable]:
         """For each example what is to be spread evenly over training and validation."""
 
@@ -119,7 +124,7 @@ class OnExamples(Task):
         parts = cls._parts(config, sources)
         train = parts["train"]
         known = cls.learn(config, parts)
-        inputs = Inputs.learn(config, train, letters=bool(getattr(options(cls, config), "letters", False)))
+        inputs = cls.learn_inputs(config, train)
         known["notes"] = train.notes
         known["channels"] = train.channels
         if config.embed.vectors is not None:

@@ -22,7 +22,7 @@ from recurra.state import State, within
 from recurra.tasks.base import Sources, Unit, Validation
 from recurra.tasks.examples import OnExamples, Part, lengths_of, text_or_series
 from recurra.tasks.floors import number_floors
-from recurra.tasks.inputs import scale_of
+from recurra.tasks.inputs import Inputs, scale_of
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -70,6 +70,10 @@ class Regress(OnExamples):
             raise DataError(f"every target is {rows[0].tolist()}; wanted numbers that differ")
         mean, std = scale_of(rows)
         return {"each_step": numbers[0].ndim == 2, "mean": mean.tolist(), "std": std.tolist()}
+
+    @classmethod
+    def learn_inputs(cls, config: Config, train: Examples) -> Inputs:
+        return Inputs.learn(config, train)
 
     @classmethod
     def strata(cls, examples: Examples) -> list[Hashable]:

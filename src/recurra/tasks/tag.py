@@ -25,8 +25,9 @@ from recurra.spans import bio_problems, span_scores, spans
 from recurra.state import State, within
 from recurra.tasks import scores
 from recurra.tasks.base import Sources, Unit, Validation
-from recurra.tasks.examples import OnExamples, Part, in_one_line, lengths_of, record_of, series_of
+from recurra.tasks.examples import OnExamples, Part, in_one_line, lengths_of, options, record_of, series_of
 from recurra.tasks.floors import label_floors, tag_floors
+from recurra.tasks.inputs import Inputs
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -87,6 +88,10 @@ class Tag(OnExamples):
             "bio": any(name.startswith("B-") for name in names),
             "split": sum(apart) > 0.9 * len(apart),
         }
+
+    @classmethod
+    def learn_inputs(cls, config: Config, train: Examples) -> Inputs:
+        return Inputs.learn(config, train, letters=options(cls, config).letters)
 
     @classmethod
     def strata(cls, examples: Examples) -> list[Hashable]:
