@@ -18,7 +18,7 @@ from recurra.config import Config
 from recurra.data.batch import Batch
 from recurra.data.examples import Examples
 from recurra.data.feed import Ragged
-from recurra.data.labelled import labelled
+from recurra.data.pairs import pairs
 from recurra.data.survey import survey_examples
 from recurra.data.tokens import TOKENS, Tokens
 from recurra.decode import Beam
@@ -32,7 +32,6 @@ from recurra.tasks.inputs import Inputs
 
 SHORT = 40  # characters of a text, in the mean: shorter ones are read by characters
 SEARCHED_AT_ONCE = 64  # rows
-CHECKED = 300  # examples whose answers are searched for in a validation
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -62,7 +61,7 @@ class Seq2Seq(OnExamples):
 
     @classmethod
     def read_files(cls, config: Config, paths: Sequence[Path], wanted: bool, tolerant: bool) -> Examples:
-        return labelled(paths, text=config.data.text, label=config.data.label, wanted=wanted, tolerant=tolerant)
+        return pairs(paths, text=config.data.text, label=config.data.label, wanted=wanted, tolerant=tolerant)
 
     @classmethod
     def learn_inputs(cls, config: Config, train: Examples) -> Inputs:
