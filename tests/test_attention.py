@@ -95,8 +95,9 @@ def test_location_aware_attention_by_its_formula() -> None:
     scores = []
     for place in range(6):
         f = torch.stack([(attention.F.weight[k, 0] * padded[place : place + 3]).sum() for k in range(2)])
-        inside = attention.W(query[0, 0]) + attention.U(values[0, place]) + attention.V(f)
-        scores.append((attention.v * torch.tanh(inside)).sum())
+        additive = attention.additive
+        inside = additive.W(query[0, 0]) + additive.U(values[0, place]) + attention.V(f)
+        scores.append((additive.v * torch.tanh(inside)).sum())
     weights = attention(query, attention.remember(values), None, before)[1]
     torch.testing.assert_close(weights[0, 0], torch.stack(scores).softmax(0))
 

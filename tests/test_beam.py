@@ -89,8 +89,11 @@ def test_no_gram_occurs_twice_where_that_is_forbidden(model: SequenceModel, size
     free = searched(model, Beam(3, 12, END, never=(END,)), [1])[0]
     grams = lambda tokens: list(zip(*(tokens[at:] for at in range(size)), strict=False))  # noqa: E731
     assert any(len(set(grams(one.tokens))) < len(grams(one.tokens)) for one in free), "this model repeats itself"
-    for one in searched(model, Beam(3, 12, END, no_repeat=size), [1])[0]:
+    steps = {1: 3, 2: 7, 3: 12}[size]  # that three tokens have without a repetition
+    found = searched(model, Beam(3, steps, END, no_repeat=size, never=(END,)), [1])[0]
+    for one in [*found, *searched(model, Beam(3, 12, END, no_repeat=size), [1])[0]]:
         assert len(set(grams(one.tokens))) == len(grams(one.tokens))
+    assert any(len(one.tokens) == steps for one in found)
 
 
 def test_what_is_never_to_be_chosen_is_not(model: SequenceModel) -> None:

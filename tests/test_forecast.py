@@ -526,3 +526,13 @@ def panel_rows(path: Path, begins: dict[str, int]) -> list[tuple[str, int, str]]
             rows += [(name, begins.get(name, 0) + t, value) for t, value in enumerate(values)]
             begins[name] = begins.get(name, 0) + len(values)
     return rows
+
+
+@pytest.mark.parametrize("output", ["point", "binary"])
+def test_who_reads_forecasts_keeps_gradients_and_the_model_its_mode(tmp_path: Path, output: str) -> None:
+    data = music(tmp_path / "m.csv") if output == "binary" else waves(tmp_path / "w.csv")
+    task = prepared(tmp_path, data, {"output": output})
+    task.model.train()
+    assert task.data is not None
+    next(iter(task.way.answers(task.model, task.data.panel)))
+    assert torch.is_grad_enabled() and task.model.training

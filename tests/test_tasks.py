@@ -143,6 +143,29 @@ def test_an_answer_does_not_hang_on_its_company(name: str, tmp_path: Path) -> No
         assert near(alone, together[row]), f"example {row}: {alone} alone, {together[row]} in company"
 
 
+@pytest.mark.parametrize("name", ["classify words", "tag and intent", "seq2seq"])
+def test_who_reads_answers_keeps_gradients_and_the_model_its_mode(name: str, tmp_path: Path) -> None:
+    task, _ = made(name, tmp_path)
+    task.model.train()
+    part = task.parts["train"]
+    readers = (
+        [task.answer(part.examples, 2)]
+        if name == "seq2seq"
+        else [task.answer(part.examples, 2), task.outputs(part.inputs)]
+    )
+    for reader in readers:
+        next(reader)
+        assert torch.is_grad_enabled() and task.model.training
+
+
+def test_a_file_of_which_nothing_can_be_read_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "asked.csv").write_text("said\n\n \n")
+    for name in ("seq2seq", "classify words"):
+        (tmp_path / name).mkdir()
+        task, _ = made(name, tmp_path / name)
+        assert list(task.answer(task.parts["train"].examples.take([]), 2)) == []
+
+
 def near(one: Any, other: Any) -> bool:
     if isinstance(one, dict):
         return set(one) == set(other) and all(near(one[key], other[key]) for key in one)

@@ -141,14 +141,13 @@ class LocationAware(Attention):
         self, query_size: int, value_size: int, units: int | None = None, filters: int = 10, width: int = 11
     ) -> None:
         super().__init__()
-        units = query_size if units is None else units
-        self.W, self.U = nn.Linear(query_size, units, bias=False), nn.Linear(value_size, units)
-        self.F, self.V = nn.Conv1d(1, filters, width, padding="same", bias=False), nn.Linear(filters, units, bias=False)
-        self.v = nn.Parameter(torch.empty(units).uniform_(-1, 1) * units**-0.5)
+        self.additive = Additive(query_size, value_size, units)
+        self.F = nn.Conv1d(1, filters, width, padding="same", bias=False)
+        self.V = nn.Linear(filters, len(self.additive.v), bias=False)
         self.output_size = value_size
 
     def remember(self, values: Tensor) -> Kept:
-        return Kept(self.U(values), values)
+        return self.additive.remember(values)
 
     def forward(
         self, query: Tensor, kept: Kept, mask: Tensor | None = None, before: Tensor | None = None
@@ -156,13 +155,7 @@ class LocationAware(Attention):
         if before is None or query.shape[1] != 1:
             raise UsageError("location-aware attention takes one query at a time and the weights of the one before")
         keys = kept.keys + self.V(self.F(before[:, None]).transpose(1, 2))
-        return attend(
-            self.W(query),
-            keys,
-            kept.values,
-            mask,
-            lambda q, k: torch.tanh(q[..., :, None, :] + k[..., None, :, :]) @ self.v,
-        )
+        return self.additive(query, Kept(keys, kept.values), mask)
 
 
 @final

@@ -15,7 +15,7 @@ class Display:
     """Events in, lines out. Called as `display(kind, **fields)`; costs nothing between two redraws."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self._quiet, self._live, self._last = quiet, None, 0.0
+        self._quiet, self._last = quiet, 0.0
         self._terminal = sys.stderr.isatty()
         self._steps, self._targets = 0, 0.0
         self._loss, self._began, self._valid = math.nan, time.monotonic(), math.nan

@@ -1,7 +1,8 @@
 """Models are cells again: from tokens to scores, one step or many."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast, final
 
 import torch
@@ -70,6 +71,18 @@ class SequenceModel(Cell):
         if self.training and self.input_dropout > 0:
             xs = xs * locked_mask(xs, self.input_dropout)
         return xs
+
+
+@contextmanager
+def resting(model: nn.Module) -> Iterator[None]:
+    """The model in `eval()` and without gradients for a while. Not to be held over a `yield`: who reads would go without too."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def stack(cell: str, inputs: int, hidden: int, layers: int, dropout: float, **options: object) -> Cell:

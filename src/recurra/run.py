@@ -7,7 +7,6 @@ RUN/given.json      the options as they were given, so that the same command res
 """
 
 import json
-import os
 import random
 import re
 import signal
@@ -457,11 +456,6 @@ def device_called(name: str) -> torch.device:
 def _set_threads(settled: Config) -> None:
     if settled.train.threads:
         torch.set_num_threads(settled.train.threads)
-
-
-def cores() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _data_files(task: type[Task]) -> frozenset[str]:

@@ -24,7 +24,6 @@ _WORD = re.compile(
     ),
     re.IGNORECASE,
 )
-UNKNOWN = "<unknown>"  # how the id 0 is shown
 
 
 def words(text: str) -> list[str]:

@@ -25,8 +25,9 @@ from recurra.data.feed import Buckets, Ragged
 from recurra.data.synthetic import synthetic
 from recurra.data.vocabulary import Vocabulary
 from recurra.errors import DamagedError, DataError, UsageError
-from recurra.models import Encoder, Spelled, Table, encoder_layers
+from recurra.models import Encoder, Spelled, Table, encoder_layers, resting
 from recurra.regularize import weight_drop
+from recurra.state import tmap
 from recurra.tasks.base import Sources, Task, Validation
 from recurra.tasks.inputs import FEATURES, Encoded, Inputs
 from recurra.tasks.pretrained import coverage, put_vectors, take_vectors
@@ -295,18 +296,12 @@ class OnExamples(Task):
 
     def outputs(self, inputs: Encoded) -> Iterator[tuple[np.ndarray, Any, Tensor]]:
         """What the model puts out, without noise, batch by batch: (rows, output, lengths), rows of like length together."""
-        order, device = np.argsort(inputs.steps.lengths, kind="stable"), next(self.model.parameters()).device
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                for at in range(0, len(order), SCORED_AT_ONCE):
-                    rows = order[at : at + SCORED_AT_ONCE]
-                    xs, lengths = inputs.padded(rows)
-                    xs = tuple(x.to(device) for x in xs) if isinstance(xs, tuple) else xs.to(device)
-                    yield rows, self.model(xs, lengths.to(device)), lengths
-        finally:
-            self.model.train(was_training)
+        device = next(self.model.parameters()).device
+        for rows in by_length(inputs, SCORED_AT_ONCE):
+            xs, lengths = inputs.padded(rows)
+            with resting(self.model):
+                out = self.model(tmap(lambda x: x.to(device), xs), lengths.to(device))
+            yield rows, out, lengths
 
     def validate(self) -> Validation:
         return self.judge(self.parts["valid"])
@@ -381,6 +376,12 @@ def _regime(hidden: int, *, input_dropout: float, dropout: float) -> dict[str, d
     return {"model": {"hidden": hidden, **noise}, "optimizer": {"rate": 4e-3}, "train": {"rows": 32}}
 
 
+def by_length(inputs: Encoded, size: int) -> Iterator[np.ndarray]:
+    """All rows, `size` at a time, those of like length together."""
+    order = np.argsort(inputs.steps.lengths, kind="stable")
+    return (order[at : at + size] for at in range(0, len(order), size))
+
+
 def options(task: type[OnExamples], config: Config) -> Any:
     """The options of the task. Raises UsageError for one that it does not have."""
     return task.Options(**configuration.options(task.Options, config.task.model_extra or {}, "task"))
@@ -431,9 +432,9 @@ def aligned(examples: Examples, channels: list[str]) -> Examples:
     return replace(examples, inputs=[one[:, order] for one in examples.inputs], channels=channels)
 
 
-def lengths_of(config: Config, parts: Mapping[str, Examples], letters: bool = False) -> dict[str, np.ndarray]:
+def lengths_of(config: Config, parts: Mapping[str, Examples]) -> dict[str, np.ndarray]:
     """How many steps the sequences of each part have, as a network would read them."""
-    inputs = Inputs.learn(config, parts["train"], letters)
+    inputs = Inputs.learn(config, parts["train"])
     return {name: inputs.encode(part).steps.lengths for name, part in parts.items()}
 
 

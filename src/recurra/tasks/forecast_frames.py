@@ -15,11 +15,12 @@ from recurra.data.panel import Panel
 from recurra.data.read import shown
 from recurra.errors import DataError, RecurraError, UsageError
 from recurra.forecasting import Frames
+from recurra.models import resting
 from recurra.regularize import locked_mask
 from recurra.state import State, within
 from recurra.tasks.base import Validation
 from recurra.tasks.forecast_floors import frame_floors
-from recurra.tasks.forecast_ways import Data, Options, Way, resting
+from recurra.tasks.forecast_ways import Data, Options, Way
 
 OFTEN = 50  # passes over the training data
 LIKELY = 0.5  # a variable that is said to come
@@ -99,7 +100,7 @@ class OnFrames(Way):
         network, device = cast(Frames, model), next(model.parameters()).device
         nats = both = either = 0.0
         steps = 0
-        with torch.no_grad(), resting(model):
+        with resting(model):
             for k, (begin, end) in enumerate(span):
                 if end - max(begin, 1) < 1:
                     continue
@@ -150,14 +151,13 @@ class OnFrames(Way):
         """How likely each variable comes in the next step of each series."""
         check_binary(panel)
         network, device = cast(Frames, model), next(model.parameters()).device
-        with torch.no_grad(), resting(model):
-            for k, sequence in enumerate(_sequences(panel, np.zeros(len(panel), np.int64), panel.lengths)):
-                xs = torch.from_numpy(sequence)[None].float().to(device)
+        for k, sequence in enumerate(_sequences(panel, np.zeros(len(panel), np.int64), panel.lengths)):
+            xs = torch.from_numpy(sequence)[None].float().to(device)
+            with resting(model):
                 scores, _ = network.unroll(xs, network.initial_state(1))
-                chances = scores[0, -1].sigmoid().tolist()
-                for variable, chance in zip(panel.variables, chances, strict=True):
-                    ds = panel.stamp(k, len(sequence))
-                    yield {"unique_id": panel.names[k], "ds": ds, "variable": variable, "probability": chance}
+            for variable, chance in zip(panel.variables, scores[0, -1].sigmoid().tolist(), strict=True):
+                ds = panel.stamp(k, len(sequence))
+                yield {"unique_id": panel.names[k], "ds": ds, "variable": variable, "probability": chance}
 
     def shown(self, answer: dict[str, Any]) -> str:
         return f"{shown(answer['unique_id'])}\t{answer['ds']}\t{shown(answer['variable'])}\t{answer['probability']:.4f}"

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -124,17 +123,6 @@ class Data:
 
     panel: Panel
     spans: dict[str, np.ndarray]
-
-
-@contextmanager
-def resting(model: nn.Module) -> Iterator[None]:
-    """The model in `eval()` for a while."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 class Way(ABC):

@@ -17,11 +17,12 @@ from recurra.data.windows import Inputs, Scales, Windows, scales_of
 from recurra.distributions import Gaussian, Output, Point, Quantiles, StudentT
 from recurra.errors import DataError, RecurraError, UsageError
 from recurra.forecasting import Direct, FedBack, Forecaster, Segments, Sizes
+from recurra.models import resting
 from recurra.state import State
 from recurra.tasks.base import Validation
 from recurra.tasks.forecast_floors import naive, seasonal_error
 from recurra.tasks.forecast_scores import Suspicions, Tally, unusual
-from recurra.tasks.forecast_ways import Data, Options, Way, resting
+from recurra.tasks.forecast_ways import Data, Options, Way
 
 AT_ONCE = 256  # windows of one variable that are scored together
 MOST_VALIDATED = 2_000  # windows, evenly spread
@@ -177,7 +178,7 @@ class OnWindows(Way):
         windows = self._checking(data)
         network, sums = cast(Forecaster, model), torch.zeros(3)
         horizon, device = self.known["horizon"], next(model.parameters()).device
-        with torch.no_grad(), resting(model):
+        with resting(model):
             for _, batch in windows.in_order(self._at_once, MOST_VALIDATED):
                 here = batch.to(device)
                 loss, _ = self.loss(model, here, ())
@@ -196,24 +197,23 @@ class OnWindows(Way):
         """Windows by their numbers, and what is forecast of them."""
         network, device = cast(Forecaster, model), next(model.parameters()).device
         levels = () if network.output.certain else self.options.levels
-        with torch.no_grad(), resting(model):
-            for numbers, batch in windows.in_order(self._at_once):
-                with torch.random.fork_rng(devices=[]):  # the same draws, whatever was drawn before
-                    torch.manual_seed(self.config.train.seed)
-                    said = network.forecast(Inputs(*batch.to(device).inputs), levels)
-                scale, shift = batch.targets.scale, batch.targets.shift
-                mean = windows.together(said.mean.cpu() * scale + shift).numpy()
-                ranked = None
-                if said.quantiles is not None:
-                    ranked = windows.together(said.quantiles.cpu() * scale[..., None] + shift[..., None]).numpy()
-                if not np.isfinite(mean).all():
-                    raise RecurraError(
-                        "a forecast is not a finite number: the training of this model has diverged; "
-                        "train it anew with a lower --set optimizer.rate"
-                    )
-                if self.options.log:
-                    mean, ranked = np.exp(mean), None if ranked is None else np.exp(ranked)
-                yield numbers, Guess(mean, ranked)
+        for numbers, batch in windows.in_order(self._at_once):
+            with resting(model), torch.random.fork_rng(devices=[]):  # the same draws, whatever was drawn before
+                torch.manual_seed(self.config.train.seed)
+                said = network.forecast(Inputs(*batch.to(device).inputs), levels)
+            scale, shift = batch.targets.scale, batch.targets.shift
+            mean = windows.together(said.mean.cpu() * scale + shift).numpy()
+            ranked = None
+            if said.quantiles is not None:
+                ranked = windows.together(said.quantiles.cpu() * scale[..., None] + shift[..., None]).numpy()
+            if not np.isfinite(mean).all():
+                raise RecurraError(
+                    "a forecast is not a finite number: the training of this model has diverged; "
+                    "train it anew with a lower --set optimizer.rate"
+                )
+            if self.options.log:
+                mean, ranked = np.exp(mean), None if ranked is None else np.exp(ranked)
+            yield numbers, Guess(mean, ranked)
 
     def report(self, model: nn.Module, panel: Panel, span: np.ndarray, data: Data | None) -> dict[str, Any]:
         windows = self.windows(panel, span)

@@ -24,14 +24,14 @@ from recurra.data.tokens import TOKENS, Tokens
 from recurra.decode import Beam
 from recurra.decoder import Decoder, EncoderDecoder, repeated
 from recurra.errors import DataError, UsageError
-from recurra.models import Encoder
+from recurra.models import Encoder, resting
 from recurra.state import State, within
 from recurra.tasks.base import Sources, Unit, Validation, refuse
-from recurra.tasks.examples import OnExamples, Part, in_one_line, lengths_of, text_or_series
+from recurra.tasks.examples import OnExamples, Part, by_length, in_one_line, lengths_of, text_or_series
 from recurra.tasks.inputs import Inputs
 
 SHORT = 40  # characters of a text, in the mean: shorter ones are read by characters
-SEARCHED_AT_ONCE = 64  # rows
+SCORED_AT_ONCE, SEARCHED_AT_ONCE = 128, 64  # rows
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -164,18 +164,12 @@ class Seq2Seq(OnExamples):
 
     def judge(self, part: Part) -> Validation:
         """The loss under teacher forcing, by which models are compared too: a beam over every validation would take too long."""
-        was_training, nats, count = self.model.training, 0.0, 0
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                for rows in np.array_split(
-                    np.argsort(part.inputs.steps.lengths, kind="stable"), -(-len(part.examples) // 128)
-                ):
-                    batch = self.batch(part, rows).to(next(self.model.parameters()).device)
-                    loss, _ = self.loss(batch, ())
-                    nats, count = nats + float(loss) * batch.weight, count + int(batch.weight)
-        finally:
-            self.model.train(was_training)
+        device, nats, count = next(self.model.parameters()).device, 0.0, 0
+        for rows in by_length(part.inputs, SCORED_AT_ONCE):
+            batch = self.batch(part, rows).to(device)
+            with resting(self.model):
+                loss, _ = self.loss(batch, ())
+            nats, count = nats + float(loss) * batch.weight, count + int(batch.weight)
         return Validation(nats / max(1, count), nats / max(1, count))
 
     def written(self, part: Part, beam: int | None = None) -> list[list[tuple[str, float]]]:
@@ -184,20 +178,16 @@ class Seq2Seq(OnExamples):
         found: list[list[tuple[str, float]]] = [[] for _ in part.examples.inputs]
         steps = int(1.5 * self.known["longest"]) + 10
         search = Beam(width, steps, self.tokens.end, length_penalty=self.options.length_penalty)
-        was_training, order = self.model.training, np.argsort(part.inputs.steps.lengths, kind="stable")
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                for rows in np.array_split(order, -(-len(order) // SEARCHED_AT_ONCE)):
-                    xs, lengths = part.inputs.padded(rows)
-                    memory = self.model.remember(xs, lengths)
-                    start = self.model.decoder.attend(memory).initial_state(len(rows))
-                    cell = self.model.decoder.attend(repeated(memory, width))
-                    first = torch.full((len(rows),), self.tokens.end, dtype=torch.int64)
-                    for row, one in zip(rows, search.search(cell, first, start), strict=True):
-                        found[row] = [(self.tokens.decode(each.tokens), each.score) for each in one]
-        finally:
-            self.model.train(was_training)
+        device = next(self.model.parameters()).device
+        for rows in by_length(part.inputs, SEARCHED_AT_ONCE):
+            xs, lengths = (one.to(device) for one in part.inputs.padded(rows))
+            first = torch.full((len(rows),), self.tokens.end, dtype=torch.int64, device=device)
+            with resting(self.model):
+                memory = self.model.remember(xs, lengths)
+                start = self.model.decoder.attend(memory).initial_state(len(rows))
+                best = search.search(self.model.decoder.attend(repeated(memory, width)), first, start)
+            for row, one in zip(rows, best, strict=True):
+                found[row] = [(self.tokens.decode(each.tokens), each.score) for each in one]
         return found
 
     def report(self, part: Part, train: Part | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from recurra.cells import Cell
 from recurra.data.feed import Corpus
+from recurra.models import resting
 from recurra.state import State, take
 
 MOST_ROWS = 64
@@ -21,13 +22,8 @@ def surprise(model: Cell, corpus: Corpus, readers: int, warmup: int) -> tuple[fl
     A text is shared out to as many readers as make `readers` in all, each with `warmup` tokens before its share that it
     reads and that are not counted. The model is left as it was, and no random number is drawn.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            parts = [_read(model, corpus, group) for group in _groups(_shares(corpus, readers, warmup))]
-    finally:
-        model.train(was_training)
+    with resting(model):
+        parts = [_read(model, corpus, group) for group in _groups(_shares(corpus, readers, warmup))]
     return sum(nats for nats, _ in parts), sum(count for _, count in parts)
 
 

@@ -144,6 +144,7 @@ class Tag(OnExamples):
         main = made["f1"] if self.known["bio"] else made["accuracy"]
         return (main + made["intent_accuracy"]) / 2 if "intent_accuracy" in made else main
 
+    @torch.no_grad()
     def _guesses(self, part: Part) -> Guesses:
         """What the network says, and the mean loss where all tags of the part are known."""
         tags: list[list[str]] = [[] for _ in part.inputs.steps.lengths]
