@@ -40,7 +40,7 @@ def test_a_decoder_over_a_memory_keeps_the_laws_of_cells(name: str | None, feed:
 
 @pytest.mark.parametrize(("name", "feed"), KINDS)
 def test_the_state_holds_where_the_last_step_looked(name: str | None, feed: bool) -> None:
-    some = memory(3)
+    some = memory(3)._replace(lengths=torch.tensor([2, 4, 5]))
     cell = made(name, feed).attend(some)
     tokens, lengths = torch.randint(0, 6, (3, 7)), torch.tensor([7, 3, 0])
     state, seen = cell.initial_state(3), torch.zeros(3, 5)
@@ -55,7 +55,8 @@ def test_the_state_holds_where_the_last_step_looked(name: str | None, feed: bool
     assert not last.weights[2].any(), "a row of no length has looked nowhere"
     if name is not None:
         torch.testing.assert_close(last.weights.sum(1), torch.tensor([1.0, 1.0, 0.0]))
-        assert not last.weights[0, int(some.lengths[0]) :].any(), "there is nothing past the end of the source"
+        past = torch.arange(5) >= torch.tensor([2, 4, 5])[:, None]
+        assert past[:2].any(1).all() and not last.covered[past].any(), "there is nothing past the end of the source"
 
 
 def test_a_beam_over_a_memory_is_exhaustive_search() -> None:

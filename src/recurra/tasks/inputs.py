@@ -162,7 +162,7 @@ class Inputs:
 def scale_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each column, 1 where it is always the same."""
     spread = rows.std(0, dtype=np.float64)
-    return rows.mean(0, dtype=np.float64), np.where(np.ptp(rows, axis=0) > 0, spread, 1.0)
+    return rows.mean(0, dtype=np.float64), np.where(spread > 0, spread, 1.0)
 
 
 def _kind(config: Config, train: Examples) -> str:
