@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import recurra
 import recurra.errors
-from recurra import testing
+from recurra import folds, testing
 from recurra.config import build
 from recurra.data import split
 from recurra.data.feed import Buckets, Ragged
@@ -578,6 +578,25 @@ def test_what_is_cut_of_an_answer_is_said(tmp_path: Path) -> None:
     assert len(answer["tags"]) == 3 and answer["cut"] == 2 and "cut" not in task.predict("leave Natal")
 
 
+def test_scores_of_numbers_are_of_what_is_predicted_in_their_own_units(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 6, 2)).astype(np.float32)
+    y = np.stack([50 + 3 * x[:, 0, 0], -700 + 90 * x[:, 1, 1]], axis=1).astype(np.float32)
+    np.savez(tmp_path / "some.npz", x=x, y=y)
+    path = tmp_path / "some.npz"
+    task = recurra.train(
+        "regress", path, valid=path, out=tmp_path / "run", settings=QUICK, steps=30, hidden=6, threads=1
+    )
+    made = task.evaluate([path])["scores"]
+    said = np.array([task.predict(one)["numbers"] for one in x])
+    assert abs(said.mean(0) - [50, -700]).max() < 100, "about where the targets lie"
+    each = ((said - y) ** 2).mean(0)
+    assert made["mse"] == pytest.approx(each.mean(), rel=1e-3) and made["mae"] == pytest.approx(
+        abs(said - y).mean(), rel=1e-3
+    )
+    assert made["explained"] == pytest.approx((1 - each / y.var(0)).mean(), abs=1e-3)
+
+
 def test_whole_numbers_at_every_step_are_numbers(tmp_path: Path) -> None:
     rows = ["id,t,a,target"] + [f"{k},{t},{(k * 7 + t) % 5}.5,{(k + t) % 4}" for k in range(20) for t in range(5)]
     (tmp_path / "some.csv").write_text("\n".join(rows) + "\n")
@@ -804,6 +823,15 @@ def test_folds_are_runs_that_are_put_together(shell: Shell, tmp_path: Path) -> N
     again = shell(*command, "--json")
     assert json.loads(again.out)["folds"] == report["folds"], "the same command goes on from there"
     assert shell(*command, "--test", "films.csv").code == 2
+
+
+def test_scores_of_folds_are_means_with_their_deviations() -> None:
+    one = {"task": "classify", "headline": "accuracy", "higher_is_better": True, "n": 3, "seconds": 1.0}
+    scores_of = lambda accuracy, floor: {**one, "scores": {"accuracy": accuracy}, "floors": {"majority": floor}}  # noqa: E731
+    found = folds.together([scores_of(0.2, 0.5), scores_of(0.4, 0.7), scores_of(0.9, 0.6)])
+    assert found["scores"]["accuracy"] == pytest.approx(0.5) and found["floors"]["majority"] == pytest.approx(0.6)
+    assert found["spread"]["accuracy"] == pytest.approx((0.26 / 3) ** 0.5) and found["n"] == 9
+    assert found["folds"]["accuracy"] == [0.2, 0.4, 0.9]
 
 
 def test_a_synthetic_set_trains_by_its_name(shell: Shell, tmp_path: Path) -> None:
