@@ -155,6 +155,43 @@ def glove(data: Path, out: Path) -> None:
     np.save(out / "vectors.npy", values.astype(np.float32))
 
 
+def multi30k(data: Path, out: Path) -> None:
+    for name, source in {"train": "train", "valid": "val", "test": "test_2016_flickr"}.items():
+        for side in ("en", "de"):
+            (out / f"{name}.{side}").write_bytes(content(data / "multi30k-en-de" / f"{source}.{side}.gz"))
+
+
+def sgd_dialogues(data: Path, out: Path) -> None:
+    """The first dialogues of the parts that are judged: 100 and 200 of them are 2,000 and 4,000 turns."""
+    for name, source, count in (("train", "train", None), ("valid", "dev", 100), ("test", "test", 200)):
+        lines = text(data / "sgd-dialogues" / f"{source}.jsonl.gz").splitlines(keepends=True)
+        (out / f"{name}.jsonl").write_text("".join(lines[:count]), encoding="utf-8")
+
+
+def nlvr_captions(data: Path, out: Path) -> None:
+    """The sentences that are true of their picture; every tenth picture of the training is for validation."""
+    for source in ("dev", "test"):
+        shutil.copy(data / "nlvr-captions" / f"{source}-images.zip", out)
+        rows = [json.loads(line) for line in text(data / "nlvr-captions" / f"{source}.jsonl.gz").splitlines()]
+        rows = [(row["image"], row["sentence"]) for row in rows if row["label"] in (True, "true")]
+        if source == "test":
+            table(out / "test.csv", ["image", "sentence"], rows)
+            continue
+        held = set(sorted({image for image, _ in rows})[::10])
+        table(out / "train.csv", ["image", "sentence"], [row for row in rows if row[0] not in held])
+        table(out / "valid.csv", ["image", "sentence"], [row for row in rows if row[0] in held])
+
+
+def emoji_captions(data: Path, out: Path) -> None:
+    names, *rows = [line.split("\t") for line in text(data / "emoji-captions" / "captions.tsv.gz").splitlines()]
+    features = np.load(io.BytesIO(content(data / "emoji-captions" / "effnetlite0-pooled.npy.xz")))
+    split = names.index("split")
+    for part in ("train", "valid", "test"):
+        own = [at for at, row in enumerate(rows) if row[split] == part]
+        table(out / f"{part}.csv", names, [rows[at] for at in own])
+        np.save(out / f"{part}.npy", features[own])
+
+
 SETS: dict[str, Callable[[Path, Path], None]] = {
     "mr": mr,
     "sst": sst("binary"),
@@ -178,6 +215,14 @@ SETS: dict[str, Callable[[Path, Path], None]] = {
     "m4-hourly": m4_hourly,
     "polyphonic-music": polyphonic_music,
     "mnist": mnist,
+    "multi30k-en-de": multi30k,
+    "tatoeba-en-es": copies(**{part: f"tatoeba-en-es/{part}.tsv.gz" for part in ("train", "valid", "test")}),
+    "debian-summaries": copies(
+        **{part: f"debian-descriptions/summary-en.{part}.tsv.gz" for part in ("train", "valid", "test")}
+    ),
+    "sgd-dialogues": sgd_dialogues,
+    "nlvr-captions": nlvr_captions,
+    "emoji-captions": emoji_captions,
     "glove-100d": glove,
 }
 

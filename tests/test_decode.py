@@ -1,13 +1,16 @@
 """Sampling: what is cut stays cut, what is drawn follows the probabilities, the same seed writes the same."""
 
+import math
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recurra.decode import Sampler, generate
+from recurra.decode import Sampler, generate, sample
 from recurra.errors import UsageError
-from recurra.models import language_model
+from recurra.models import SequenceModel, language_model
 
 scores = st.lists(st.floats(-8, 8), min_size=2, max_size=12).map(lambda row: torch.tensor([row]))
 
@@ -59,6 +62,55 @@ def test_the_same_seed_writes_the_same_and_another_seed_does_not() -> None:
         ]
 
     assert write(1) == write(1) != write(2)
+
+
+def warm(size: int = 4, scale: float = 4.0) -> SequenceModel:
+    torch.manual_seed(0)
+    model = language_model(size, hidden=8, embedding=4).eval()
+    with torch.no_grad():
+        model.readout.weight.mul_(scale)
+    return model
+
+
+@pytest.mark.parametrize(
+    "sampler", [Sampler(), Sampler(temperature=0), Sampler(temperature=0.4, top_k=2), Sampler(repetition_penalty=3.0)]
+)
+def test_log_probabilities_of_samples_are_the_models_own_and_nothing_follows_the_end(sampler: Sampler) -> None:
+    model, first, steps = warm(), torch.tensor([1, 2, 3, 1, 2, 3]), 6
+    drawn = sample(model, first, model.initial_state(6), sampler, steps, end=0)
+    for start, one in zip(first.tolist(), drawn, strict=True):
+        assert 0 not in one.tokens and (one.ended or len(one.tokens) == steps) and one.score == one.log_probability
+        said = [*one.tokens, *([0] if one.ended else [])]
+        assert len(said) <= steps
+        logs = model.unroll(torch.tensor([[start, *said[:-1]]]), model.initial_state(1))[0].detach().log_softmax(2)[0]
+        wanted = float(sum(logs[t, token] for t, token in enumerate(said)))
+        assert one.log_probability == pytest.approx(wanted, abs=1e-4)
+
+
+def test_samples_come_as_often_as_their_probability_says() -> None:
+    model, rows, often = warm(3, 2.0), 6000, Counter[tuple[float, tuple[int, ...]]]()
+    first = torch.ones(rows, dtype=torch.int64)
+    for one in sample(model, first, model.initial_state(rows), Sampler(seed=2), 3, end=0):
+        often[round(one.log_probability, 4), (*one.tokens, one.ended)] += 1
+    assert len(often) > 6
+    for (value, _), count in often.items():
+        assert count / rows == pytest.approx(math.exp(value), abs=0.03)
+
+
+def test_sampling_takes_no_step_after_the_last_end() -> None:
+    calls = []
+
+    def cell(x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k-th row ends after k + 1 tokens."""
+        calls.append(len(x))
+        ends = state >= torch.arange(len(x))
+        return torch.stack([40.0 * ends, 20.0 * torch.ones(len(x))], 1), state + 1
+
+    drawn = sample(cell, torch.ones(4, dtype=torch.int64), torch.zeros(4), Sampler(temperature=0), 50, end=0)
+    assert [len(one.tokens) for one in drawn] == [0, 1, 2, 3] and all(one.ended for one in drawn)
+    assert calls == [4] * 4
+    with pytest.raises(UsageError, match="wanted at least 1"):
+        sample(cell, torch.ones(4, dtype=torch.int64), torch.zeros(4), Sampler(), 0, end=0)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,10 @@ import itertools
 import json
 import random
 import signal
+import tempfile
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,10 @@ from recurra.embed.bags import Bag, one_hot
 from recurra.errors import DataError, UsageError
 from recurra.models import POOLINGS, Spelled, Table
 from recurra.recurrent import largest_over, mean_over
-from recurra.tasks import TASKS, Classify, Regress, Sources, Tag, floors, scores
+from recurra.tasks import TASKS, Classify, Regress, Seq2Seq, Sources, Tag, floors, scores
 from recurra.tasks.examples import OnExamples
 from recurra.tasks.inputs import scale_of
+from recurra.tasks.writing import Search, own_share
 
 FILMS = [
     ("a fine warm film", "good"),
@@ -80,7 +84,25 @@ def pairs(folder: Path) -> Path:
     return path
 
 
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220)}
+
+
+def painted(folder: Path, count: int = 12) -> Path:
+    """Pictures of one colour, and beside them the same as features: how much red, green and blue there is."""
+    from PIL import Image
+
+    rows, features = ["image,caption"], []
+    for at, name in zip(range(count), itertools.cycle(COLOURS), strict=False):
+        Image.new("RGB", (16, 8 + at % 2), COLOURS[name]).save(folder / f"{at}.png")
+        rows.append(f"{at}.png,a {name} sheet")
+        features.append([COLOURS[name]] * 2)
+    (folder / "sheets.csv").write_text("\n".join(rows) + "\n")
+    np.save(folder / "sheets.npy", np.array(features, np.float32))
+    return folder / "sheets.csv"
+
+
 SIDES = {"text": "said", "label": "round"}
+RED = np.full((8, 16, 3), COLOURS["red"], np.uint8)
 MEMBERS: dict[str, tuple[str, Callable[[Path], Path], dict[str, Any], Any]] = {
     "classify words": ("classify", films, {}, "a warm film"),
     "classify attention": ("classify", films, {"task": {"pooling": "attention"}}, "a warm film"),
@@ -107,6 +129,27 @@ MEMBERS: dict[str, tuple[str, Callable[[Path], Path], dict[str, Any], Any]] = {
         "two one",
     ),
     "seq2seq in byte pairs": ("seq2seq", pairs, {"data": SIDES, "tokens": {"kind": "bpe", "size": 270}}, "two one"),
+    "caption": ("caption", painted, {}, RED),
+    "caption from the start": ("caption", painted, {"task": {"image": "start"}, "tokens": {"kind": "bpe"}}, RED),
+    "caption of the whole": ("caption", painted, {"task": {"image": "every-step", "size": "12x24"}}, RED),
+    "seq2seq that copies": (
+        "seq2seq",
+        pairs,
+        {"data": SIDES, "task": {"pointer": True, "attention": "coverage", "coverage": 1.0}},
+        "two one",
+    ),
+    "seq2seq in words, apart": (
+        "seq2seq",
+        pairs,
+        {"data": SIDES, "tokens": {"kind": "words"}, "task": {"vocabulary": "separate", "sampling": "linear"}},
+        "two one",
+    ),
+    "seq2seq of two cells": (
+        "seq2seq",
+        pairs,
+        {"data": SIDES, "task": {"decoder": "gru", "decoder_hidden": 7, "batch_tokens": 60}},
+        "two one",
+    ),
     "regress": ("regress", lambda folder: waves(folder, "number"), {}, [[1.0, 2.0], [0.5, -1.0]]),
     "regress absolute": ("regress", lambda folder: waves(folder, "number"), {"task": {"loss": "mae"}}, [[1.0, 2.0]]),
     "regress every step": ("regress", lambda folder: waves(folder, "numbers"), {}, [[1.0, 2.0], [0.5, -1.0]]),
@@ -171,7 +214,7 @@ def near(one: Any, other: Any) -> bool:
         return set(one) == set(other) and all(near(one[key], other[key]) for key in one)
     if isinstance(one, list):
         return len(one) == len(other) and all(near(a, b) for a, b in zip(one, other, strict=True))
-    return one == pytest.approx(other, abs=1e-5) if isinstance(one, float) else one == other
+    return one == pytest.approx(other, rel=1e-5, abs=1e-5) if isinstance(one, float) else one == other
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -883,16 +926,16 @@ def test_a_stopped_training_goes_on_to_the_same_bits(name: str, tmp_path: Path) 
 def test_what_is_written_has_the_probability_that_the_model_gives_it(tmp_path: Path) -> None:
     task, _ = made("seq2seq", tmp_path)
     part = task.parts["valid"]
-    for row, found in enumerate(task.written(part, beam=3)):  # type: ignore[attr-defined]
-        for text, score in found:
-            ids = [task.tokens.end, *task.tokens.encode(text).tolist()]  # type: ignore[attr-defined]
+    for row, found in enumerate(task.written(part, Search(width=3))):  # type: ignore[attr-defined]
+        for one in found:
+            ids = [task.tokens.end, *one.tokens]  # type: ignore[attr-defined]
             xs, lengths = part.inputs.padded(np.array([row]))
             with torch.no_grad():
                 logs = task.model(xs, lengths, torch.tensor([ids])).log_softmax(2)[0]
-            whole = float(sum(logs[t, token] for t, token in enumerate([*ids[1:], task.tokens.end])))  # type: ignore[attr-defined]
-            penalty = ((5 + len(ids)) / 6) ** task.options.length_penalty
-            if len(ids) <= 1.5 * task.known["longest"]:  # it ended by itself
-                assert score == pytest.approx(whole / penalty, abs=1e-3)
+            said = [*one.tokens, *[task.tokens.end] * one.ended]  # type: ignore[attr-defined]
+            whole = float(sum(logs[t, token] for t, token in enumerate(said)))
+            assert one.log_probability == pytest.approx(whole, abs=1e-3)
+            assert one.score == pytest.approx(whole / ((5 + len(said)) / 6) ** task.options.length_penalty, abs=1e-3)
 
 
 def test_scores_of_pairs_are_of_what_the_network_writes_alone(tmp_path: Path) -> None:
@@ -905,6 +948,98 @@ def test_scores_of_pairs_are_of_what_the_network_writes_alone(tmp_path: Path) ->
     right = [task.predict(said)["written"] == turned for said, turned in lines]
     assert report["scores"]["exact"] == pytest.approx(sum(right) / len(right)) and sum(right) > 10
     assert report["floors"]["copy of the source"] == sum(a == b for a, b in lines) / len(lines)
+    assert report["headline"] == "exact" and set(report["scores"]) >= {"bleu", "chrf", "rouge_l", "nats_per_token"}
+
+
+@pytest.mark.parametrize("schedule", ["linear", "exponential", "inverse-sigmoid"])
+def test_a_decoder_reads_more_and_more_of_its_own(schedule: str) -> None:
+    shares = [own_share(schedule, step, 1000, 0.3) for step in range(0, 1001, 10)]
+    assert shares == sorted(shares) and shares[0] < 0.01 and shares[-1] == pytest.approx(0.3)
+    assert own_share("none", 1000, 1000, 0.3) == own_share(schedule, 1000, 1000, 0.0) == 0.0
+    halves = {"linear": 0.15, "exponential": 1 - 0.7**0.5}
+    if schedule in halves:
+        assert shares[50] == pytest.approx(halves[schedule])
+    else:  # k / (k + exp(step / k)) of one k
+        k = next(k for k in np.arange(100, 300, 0.001) if k / (k + np.exp(1000 / k)) >= 0.7)
+        assert shares[50] == pytest.approx(1 - k / (k + np.exp(500 / k)), abs=1e-4)
+
+
+def test_texts_that_are_too_long_are_left_out_of_training_and_said(tmp_path: Path) -> None:
+    task, _ = made("seq2seq", tmp_path)
+    part = task.parts["train"]
+    task.options = replace(task.options, longest=8)
+    fits = sum(len(task.tokens.encode(text)) <= 8 for (text,) in part.examples.targets or ())  # type: ignore[attr-defined]
+    rows = sum(batch.rows for batch in itertools.islice(task.batches(), task.steps_per_epoch()))
+    assert rows == fits < len(part.examples)
+    assert f"{len(part.examples) - fits} texts of more than 8 tokens are left out" in " ".join(task.notes())
+
+
+@pytest.mark.parametrize("image", ["start", "every-step", "attend"])
+@pytest.mark.parametrize("given", ["pictures", "features"])
+def test_a_network_says_what_it_sees(given: str, image: str, tmp_path: Path) -> None:
+    paths = [painted(tmp_path)] + [tmp_path / "sheets.npy"] * (given == "features")
+    task = recurra.train(
+        "caption", paths, valid=paths, out=tmp_path / "run", steps=150, hidden=32, threads=1,
+        settings={**QUICK, "task": {"image": image}, "train": {"rows": 4}},
+    )  # fmt: skip
+    report = task.evaluate(paths)
+    assert report["scores"]["exact"] == 1.0 and report["floors"]["most frequent"] < 0.5
+    asked = RED if given == "pictures" else [COLOURS["red"]] * 2
+    assert task.predict(asked)["written"] == "a red sheet"
+    if given == "pictures":
+        assert task.predict(str(tmp_path / "1.png"))["written"] == "a green sheet"
+        told = list(task.answers([f"{tmp_path / '2.png'}", f"{tmp_path / 'none.png'}"], 1))
+        assert told[0]["written"] == "a blue sheet" and isinstance(told[1], DataError)  # type: ignore[index]
+
+
+def test_where_a_network_looked_is_part_of_its_answer(tmp_path: Path) -> None:
+    task, _ = made("caption", tmp_path)
+    examples = task.parts["valid"].examples
+    answer = next(task.answer(examples, 1, task.search(look=True)))
+    look = answer["look"]
+    assert look.weights.shape == (len(look.written), 2) and look.weights.sum(1) == pytest.approx(1.0)
+    assert np.array_equal(look.source.values, examples.inputs[0]) and look.source.grid == (1, 2)
+    blind, _ = made("caption from the start", Path(tempfile.mkdtemp(dir=tmp_path)))
+    with pytest.raises(UsageError, match="without attention"):
+        next(blind.answer(blind.parts["valid"].examples, 1, blind.search(look=True)))
+    with pytest.raises(UsageError, match="are for networks that write"):
+        made("regress", Path(tempfile.mkdtemp(dir=tmp_path)))[0].search(width=3)
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "seq2seq in byte pairs", "seq2seq in words, apart"])
+def test_texts_begin_and_hold_what_was_asked_for(kind: str, tmp_path: Path) -> None:
+    task, question = made(kind, tmp_path)
+    wanted = {"prefix": "two", "phrases": ("one",), "width": 12}
+    answer = next(task.answers([question], 12, task.search(**wanted)))
+    assert not isinstance(answer, DataError)
+    for one in answer["best"]:
+        assert one["written"].startswith("two")
+        assert "one" in one["written"][2:] or one["unmet"] == 1
+    drawn = [next(task.answers([question], 1, task.search(temperature=1.0, seed=seed))) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(UsageError, match="leave out the temperature"):
+        task.search(temperature=1.0, prefix="two")
+
+
+def test_each_of_several_captions_is_learnt_and_any_of_them_is_right(tmp_path: Path) -> None:
+    path = tmp_path / "several.jsonl"
+    rows = [{"said": f"number {at}", "round": [f"{at}", f"no. {at}"]} for at in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {"task": {"name": "seq2seq"}, "data": SIDES, "model": {"hidden": 5}, "train": {"rows": 8}}
+    (tmp_path / "data").mkdir()
+    task = TASKS["seq2seq"].prepare(build(values), Sources([path]), tmp_path / "data")
+    assert isinstance(task, Seq2Seq)
+    task.build(task.settle(build(values), 1.0))
+    train, seen = task.parts["train"], Counter()  # type: ignore[var-annotated]
+    for batch in itertools.islice(task.batches(), task.steps_per_epoch()):
+        for source, length, row, size in zip(
+            batch.inputs, batch.lengths, batch.targets[1], batch.targets[2], strict=True
+        ):
+            text = task.inputs.tokens.decode(source[:length].numpy())  # type: ignore[union-attr]
+            seen[text, task.tokens.decode(row[:size].numpy())] += 1
+    both = zip(train.examples.inputs, train.examples.targets or (), strict=True)
+    assert set(seen) == {(one, text) for one, texts in both for text in texts}
+    assert set(seen.values()) == {1}
 
 
 @pytest.mark.parametrize(
@@ -912,7 +1047,12 @@ def test_scores_of_pairs_are_of_what_the_network_writes_alone(tmp_path: Path) ->
     [
         ({"task": {"attention": "dot"}}, "dot attention compares"),
         ({"task": {"attention": "looking"}}, "task.attention was 'looking'"),
-        ({"tokens": {"kind": "words"}}, "cannot write every text"),
+        ({"task": {"pointer": True, "vocabulary": "separate"}}, "both sides need the same ones"),
+        ({"task": {"pointer": True, "attention": "none"}}, "take an attention"),
+        ({"task": {"attention": "none", "coverage": 1.0}}, "are of attention"),
+        ({"task": {"smoothing": 2.0}}, "wanted a number from 0 to 0.99"),
+        ({"task": {"decoder": "lost"}}, "no cell called 'lost'"),
+        ({"task": {"context": 2}}, "holds no dialogues"),
         ({"data": {**SIDES, "separator": "|"}}, "each text has one other text"),
     ],
 )

@@ -166,7 +166,7 @@ def test_the_vocabulary_does_not_depend_on_the_chunks(learnt: dict[str, Tokens],
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PART", 7)
         again = TOKENS[kind].learn(lambda: pieces(LEARNT, cuts), 300 if kind == "bpe" else None)
-    assert again._content() == learnt[kind]._content()
+    assert again.content() == learnt[kind].content()
 
 
 @kinds
@@ -370,7 +370,7 @@ TEMPLATE = {"type": "TemplateProcessing", "single": [], "pair": [], "special_tok
 def test_a_hostile_bpe_file_is_refused_before_the_library_sees_it(
     learnt: dict[str, Tokens], tmp_path: Path, where: str, value: object
 ) -> None:
-    content = json.loads(json.dumps(learnt["bpe"]._content()))
+    content = json.loads(json.dumps(learnt["bpe"].content()))
     *path, last = where.split(".")
     inner = content
     for key in path:
@@ -382,7 +382,7 @@ def test_a_hostile_bpe_file_is_refused_before_the_library_sees_it(
 
 
 def test_no_merge_makes_the_end_mark(learnt: dict[str, Tokens], tmp_path: Path) -> None:
-    content = json.loads(json.dumps(learnt["bpe"]._content()))
+    content = json.loads(json.dumps(learnt["bpe"].content()))
     model, size = content["model"], len(content["model"]["vocab"])
     model["vocab"] |= {token: size + n for n, token in enumerate(["<e", "nd>"])}
     model["merges"] = [["<", "e"], ["<e", "nd>"]]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -53,12 +53,13 @@ class Attention(nn.Module, ABC):
     """A way to look at values `[batch, places, value_size]` with queries `[batch, queries, query_size]`.
 
     `remember` computes once what does not hang on the query; `forward` gives the summary `[batch, queries, output_size]` and the
-    weights `[batch, queries, places]`. `mask` `[batch, 1, places]` says which places there are; `before` `[batch, places]` are
-    the weights of the step before, for those that look at them (`looks_back`), which then take one query at a time.
+    weights `[batch, queries, places]`. `mask` `[batch, 1, places]` says which places there are. Those with `looks_back` take one
+    query at a time and want to know, as `before` `[batch, places]`, the weights of the step before, or how much all steps before
+    have covered: the sum of their weights.
     """
 
     output_size: int
-    looks_back = False
+    looks_back: Literal["weights", "covered"] | None = None
 
     def remember(self, values: Tensor) -> Kept:
         return Kept(values, values)
@@ -131,11 +132,28 @@ class Additive(Attention):
 
 
 @final
+class Uniform(Attention):
+    """The mean of all places, whatever is asked: what there is to be seen is seen at every step, as a whole (the m-RNN of Mao et
+    al. 2015, arXiv:1412.6632). No parameters."""
+
+    def __init__(self, query_size: int, value_size: int) -> None:
+        super().__init__()
+        self.output_size = value_size
+
+    def forward(
+        self, query: Tensor, kept: Kept, mask: Tensor | None = None, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return attend(
+            query, kept.keys, kept.values, mask, lambda query, keys: query.new_zeros(*query.shape[:2], keys.shape[1])
+        )
+
+
+@final
 class LocationAware(Attention):
     """score = v . tanh(W query + U value + V f + b), where f = F * weights of the step before, a convolution over the places
     (Chorowski et al. 2015, arXiv:1506.07503). Parameters: units * (query_size + value_size + filters + 2) + filters * width"""
 
-    looks_back = True
+    looks_back = "weights"
 
     def __init__(
         self, query_size: int, value_size: int, units: int | None = None, filters: int = 10, width: int = 11
@@ -152,10 +170,38 @@ class LocationAware(Attention):
     def forward(
         self, query: Tensor, kept: Kept, mask: Tensor | None = None, before: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        if before is None or query.shape[1] != 1:
-            raise UsageError("location-aware attention takes one query at a time and the weights of the one before")
-        keys = kept.keys + self.V(self.F(before[:, None]).transpose(1, 2))
+        keys = kept.keys + self.V(self.F(_looked_back(query, before)[:, None]).transpose(1, 2))
         return self.additive(query, Kept(keys, kept.values), mask)
+
+
+@final
+class Covering(Attention):
+    """score = v . tanh(W query + U value + V covered + b), where covered is the sum of the weights of all steps before: what has
+    been said already is known (Tu et al. 2016, arXiv:1601.04811; in this form See, Liu & Manning 2017, arXiv:1704.04368).
+    Parameters: units * (query_size + value_size + 3)"""
+
+    looks_back = "covered"
+
+    def __init__(self, query_size: int, value_size: int, units: int | None = None) -> None:
+        super().__init__()
+        self.additive = Additive(query_size, value_size, units)
+        self.V = nn.Linear(1, len(self.additive.v), bias=False)
+        self.output_size = value_size
+
+    def remember(self, values: Tensor) -> Kept:
+        return self.additive.remember(values)
+
+    def forward(
+        self, query: Tensor, kept: Kept, mask: Tensor | None = None, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        keys = kept.keys + self.V(_looked_back(query, before)[:, :, None])
+        return self.additive(query, Kept(keys, kept.values), mask)
+
+
+def _looked_back(query: Tensor, before: Tensor | None) -> Tensor:
+    if before is None or query.shape[1] != 1:
+        raise UsageError("this attention looks back: it takes one query at a time and what was looked at before")
+    return before
 
 
 @final
@@ -194,5 +240,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "general": General,
     "additive": Additive,
     "location": LocationAware,
+    "coverage": Covering,
+    "uniform": Uniform,
     "multi-head": MultiHead,
 }

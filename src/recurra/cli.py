@@ -32,7 +32,9 @@ embed_app = typer.Typer(
 )
 app.add_typer(embed_app, name="embed")
 
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="language, classify, tag, regress, seq2seq or forecast")]
+TaskName = Annotated[
+    str, typer.Argument(metavar="TASK", help="language, classify, tag, regress, seq2seq, caption or forecast")
+]
 Data = Annotated[
     list[Path],
     typer.Argument(metavar="DATA...", help="A file (also .gz, .xz), several, a folder, or synthetic:NAME."),
@@ -194,6 +196,22 @@ def predict(
         str, typer.Argument(metavar="FILE | -", help="One input a line, or a table; - is standard input.")
     ] = "-",
     best: Annotated[int, typer.Option(min=1, help="How many guesses to name.")] = 5,
+    beam: Annotated[int | None, typer.Option(min=1, help="Of texts: how many are followed side by side.")] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="Of texts: above 0 favours long ones.")] = None,
+    coverage_penalty: Annotated[
+        float | None, typer.Option(help="Of texts: above 0 disfavours those that leave parts of the source out.")
+    ] = None,
+    no_repeat: Annotated[int | None, typer.Option(min=0, help="Of texts: no run of so many tokens twice.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Of texts: what they begin with.")] = None,
+    phrase: Annotated[list[str] | None, typer.Option(help="Of texts: what occurs in them; may be given again.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of texts: draw one, in place of a beam.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="With a temperature: among the k best tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="With a temperature: among the best that hold this probability together.")
+    ] = None,
+    attention: Annotated[
+        Path | None, typer.Option(help="Of texts: write a page (HTML) of where the network looked, and of its search.")
+    ] = None,
     seed: Seed = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -204,17 +222,33 @@ def predict(
 
     An input that cannot be read is passed over and named at the end, and the exit code is 3.
 
-    Example: echo "a gripping film" | recurra predict runs/reviews
+    Example: recurra predict runs/de-en sentences.de --beam 5 --attention map.html
     """
+    from recurra.storage import replace_file
+    from recurra.tasks.looks import page
+
     task = _loaded(run, device, threads)
-    problems = []
-    for answer in task.answers(sys.stdin if file == "-" else Path(file), best):
+    given = dict(
+        width=beam, length_penalty=length_penalty, coverage_penalty=coverage_penalty, no_repeat=no_repeat, prefix=prefix,
+        phrases=tuple(phrase) if phrase else None, temperature=temperature, top_k=top_k, top_p=top_p,
+        seed=seed if temperature is not None else None, look=True if attention else None,
+    )  # fmt: skip
+    search = task.search(**{name: value for name, value in given.items() if value is not None})
+    problems, looks = [], []
+    for answer in task.answers(sys.stdin if file == "-" else Path(file), best, search):
         if isinstance(answer, DataError):
             problems.append(str(answer))
-        elif as_json:
+            continue
+        if attention:
+            looks.append(answer.pop("look"))
+        if as_json:
             _print_json(answer)
         else:
             print(task.shown(answer), flush=True)
+    if attention and looks:
+        replace_file(attention, page(looks).encode())
+        if not (quiet or as_json):
+            print(f"where it looked is in {attention}", file=sys.stderr)
     if problems:
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise DataError(f"{len(problems)} inputs were passed over: {'; '.join(problems[:10])}{more}")
@@ -272,22 +306,32 @@ def _shown(value: Any) -> str:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
-    minutes: Annotated[float, typer.Option(help="How long to train.")] = 1.0,
+    kind: Annotated[str, typer.Argument(metavar="[KIND]", help="language or seq2seq.")] = "language",
+    out: Annotated[Path | None, typer.Option(help="The run folder.  [default: runs/demo, runs/demo-seq2seq]")] = None,
+    minutes: Annotated[float | None, typer.Option(help="How long to train.  [default: 1, 2 for seq2seq]")] = None,
     seed: Seed = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """The main job on text that every Python has: train a character LSTM for a minute and let it write.
+    """The main job on data that is always at hand: train a character LSTM on the text of Python's `help()` and let it write; or
+    (seq2seq) learn to read dates as people write them in three languages, and show what is looked at.
 
     Example: recurra demo
     """
+    kinds = {"language": (_demo_language, "runs/demo", 1.0), "seq2seq": (_demo_seq2seq, "runs/demo-seq2seq", 2.0)}
+    if kind not in kinds:
+        raise UsageError(f"there is no demo of {kind!r}; there are {' and '.join(kinds)}")
+    show, folder, long = kinds[kind]
+    options = {"minutes": minutes or long, "seed": seed, "device": device, "threads": threads}
+    show(out or Path(folder), options, as_json, quiet)
+
+
+def _demo_language(out: Path, options: dict[str, Any], as_json: bool, quiet: bool) -> None:
     from recurra import api
     from recurra.demo import python_topics
 
-    options = {"minutes": minutes, "seed": seed, "device": device, "threads": threads}
     text = python_topics(out.with_name(f"{out.name}-text") / "python-topics.txt")
     exists = (out / "config.toml").exists()
     values = {} if exists else api.merged({}, options)
@@ -306,6 +350,27 @@ def demo(
     print(f'    recurra generate {out} --prompt "A class is " --length 400 --temperature 0.6')
     print(f"    recurra evaluate {out} README.md")
     print("    recurra train language YOUR-TEXT.txt --minutes 5")
+
+
+def _demo_seq2seq(out: Path, options: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    from recurra import api
+    from recurra.storage import replace_file
+    from recurra.tasks.looks import page, text_lines
+
+    exists = (out / "config.toml").exists()
+    sources = api.as_sources([Path("synthetic:dates")])
+    done = _train("seq2seq", sources, out, {} if exists else api.merged({}, options), as_json, quiet)
+    if as_json:
+        return
+    asked = ["3 de marzo de 1987", "quinta-feira, 21 de abril de 2022", "July 4th, 1976"]
+    looks = [answer["look"] for answer in done.task.answers(asked, 1, done.task.search(look=True))]
+    for look in looks:
+        print(f"\n--- {look.about}: what it wrote, and where it looked for each sign ---")
+        print("\n".join(text_lines(look)))
+    replace_file(out / "attention.html", page(looks).encode())
+    print(f"\nThe same as a page: {out / 'attention.html'}. Worth typing next:")
+    print(f'    echo "12 October 1492" | recurra predict {out} - --json')
+    print("    recurra train seq2seq YOUR-PAIRS.tsv --minutes 20")
 
 
 def _introduce(text: Path) -> None:
@@ -583,6 +648,33 @@ def bench_language(
         row = report[what]
         print(
             f"{what:>10}: recurra {row['recurra']:>10,.0f}   torch.nn {row['torch.nn']:>10,.0f} characters/s   "
+            f"ratio {row['ratio']:.2f}"
+        )
+
+
+@bench_app.command("seq2seq")
+def bench_seq2seq(
+    hidden: Annotated[int, typer.Option(min=2, help="Units, and features of a token.")] = 256,
+    seconds: Annotated[float, typer.Option(help="How long each side trains and searches.")] = 10.0,
+    seed: Seed = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Target tokens per second of an encoder-decoder in training and beam search, beside the same written in torch.nn.
+
+    Example: recurra bench seq2seq --seconds 5
+    """
+    from recurra.bench.seq2seq import compare
+
+    report = compare(hidden, seconds, threads, seed)
+    if as_json:
+        _print_json(report)
+        return
+    for what in ("training", "beam search"):
+        row = report[what]
+        print(
+            f"{what:>11}: recurra {row['recurra']:>9,.0f}   torch.nn {row['torch.nn']:>9,.0f} target tokens/s   "
             f"ratio {row['ratio']:.2f}"
         )
 

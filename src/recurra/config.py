@@ -58,7 +58,10 @@ class TokensConfig(Section):
 class EmbedConfig(Section):
     kind: Literal["table", "onehot"] = "table"
     size: Units | Auto = Field("auto", description="features of a token; auto: 64, or as many as the vectors have")
-    tied: bool = Field(False, description="one matrix for embedding and readout")
+    tied: bool | Auto = Field(
+        "auto",
+        description="one matrix for embedding and readout; auto: where words or byte pairs are written about something",
+    )
     vectors: str | None = Field(None, description="file of word vectors where the table starts; with tokens.kind=words")
     word_dropout: float = Field(0.0, ge=0, lt=1, description="share of words taken for unknown ones in training")
     frozen: float = Field(

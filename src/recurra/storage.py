@@ -291,6 +291,11 @@ def read_json(path: Path, limit_bytes: int = JSON_BYTES) -> Any:
     return _parse(path, _read(path, limit_bytes))
 
 
+def cache() -> Path:
+    """The folder for what can be computed again, shared by all runs: `$XDG_CACHE_HOME/recurra`, or `~/.cache/recurra`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recurra"
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader finds, and a kill leaves, the former content or the new one.
 

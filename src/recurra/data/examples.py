@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Kind = Literal["text", "words", "series"]
+Kind = Literal["text", "words", "series", "picture"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class Examples:
 
     kind      text     inputs[i] is a str
               words    inputs[i] is a list of str
-              series   inputs[i] is float32 [time, channels]
+              series   inputs[i] is float32 [time, channels], or the features of the places of a picture [places, size]
+              picture  inputs[i] is uint8 [height, width, 3], all of one size
     targets   targets[i] is what is to be said of sequence i, as it was written: a tuple of str for one label or several
               of the whole sequence; a list of str, one for each step; float32 [outputs] or [time, outputs] for numbers.
               None where the file holds none

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
+from typing import cast
 
 import numpy as np
 import torch
@@ -148,12 +150,15 @@ class Buckets:
     """Rows of different lengths in batches of `rows` rows of about the same length, in a random order, over and over.
 
     In each epoch the rows are shuffled, taken in pools, and sorted by length within each: so there is little padding, and yet
-    no two epochs have the same batches. Which rows make up training step s is a function of the lengths, the seed and s alone.
+    no two epochs have the same batches. With `steps`, a batch has as many rows as have no more steps than that together, padding
+    among them (one row at least); then all rows are one pool, so that every epoch has as many batches. Which rows make up
+    training step s is a function of the lengths, the seed and s alone.
     """
 
     lengths: np.ndarray
     rows: int
     seed: int = 0
+    steps: int | None = None
 
     def batches(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """The step, and the indices of the rows of its batch, from step `start` on, without end."""
@@ -164,18 +169,37 @@ class Buckets:
                 yield epoch * size + at, batches[at]
 
     def epoch_steps(self) -> int:
-        return -(-len(self.lengths) // self.rows)
+        return -(-len(self.lengths) // self.rows) if self.steps is None else len(self._cuts)
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """The batches of an epoch."""
         rng = np.random.default_rng([self.seed, number])
-        order, pool = rng.permutation(len(self.lengths)), POOL * self.rows
-        batches = []
-        for at in range(0, len(order), pool):
-            some = order[at : at + pool]
-            some = some[np.argsort(self.lengths[some], kind="stable")]
-            batches += [some[begin : begin + self.rows] for begin in range(0, len(some), self.rows)]
+        order = rng.permutation(len(self.lengths))
+        batches = self._by_rows(order) if self.steps is None else self._by_steps(order)
         return [batches[at] for at in rng.permutation(len(batches))]
+
+    def _by_rows(self, order: np.ndarray) -> list[np.ndarray]:
+        pool, batches = POOL * self.rows, []
+        for at in range(0, len(order), pool):
+            some = self._sorted(order[at : at + pool])
+            batches += [some[begin : begin + self.rows] for begin in range(0, len(some), self.rows)]
+        return batches
+
+    def _by_steps(self, order: np.ndarray) -> list[np.ndarray]:
+        return np.split(self._sorted(order), self._cuts[1:])
+
+    @cached_property
+    def _cuts(self) -> list[int]:
+        """Where batches begin in the rows from the shortest to the longest: the same in every epoch."""
+        cuts, begin = [0], 0
+        for at, length in enumerate(np.sort(self.lengths).tolist()):
+            if at > begin and (at + 1 - begin) * length > cast(int, self.steps):
+                cuts.append(at)
+                begin = at
+        return cuts
+
+    def _sorted(self, rows: np.ndarray) -> np.ndarray:
+        return rows[np.argsort(self.lengths[rows], kind="stable")]
 
     def padding(self) -> float:
         """The share of the steps of the first epoch that are padding."""

@@ -15,19 +15,22 @@ from typing import Any, Literal
 import numpy as np
 
 from recurra.data.examples import Examples, Kind
+from recurra.data.shapes import shapes
 from recurra.errors import UsageError
 
 Part = Literal["train", "valid", "test"]
 
-OF_THEIR_OWN_LENGTH = ("dates",)
+OF_THEIR_OWN_LENGTH = ("dates", "shapes")
 COUNTS: dict[Part, int] = {"train": 5_000, "valid": 1_000, "test": 1_000}
+OF_THEIR_OWN_COUNT: dict[tuple[str, Part], int] = {("shapes", "train"): 4_000}
 STEPS = 1 << 27  # of all examples of a part together, at most: about 1 GiB of the widest series
 SHARED = 9  # signs of the longest strings of zeros and ones that every part may hold: of these there are too few
 NOISE = 0.3  # standard deviation around a wave of amplitude 1
 
 
 def synthetic(name: str, part: Part, count: int | None = None, seed: int = 0) -> Examples:
-    """`count` examples of a part (5,000, 1,000 and 1,000 unless given) of the set of this name, or `name:length`.
+    """`count` examples of a part (5,000, 1,000 and 1,000 unless given, 4,000 to train on shapes) of the set of this name, or
+    `name:length`.
 
     A function of its arguments: the same bits each time, and no part depends on how many examples another has. Raises
     UsageError, naming what there is, where there is no such set or part, or where a number makes no sense.
@@ -41,7 +44,7 @@ def synthetic(name: str, part: Part, count: int | None = None, seed: int = 0) ->
         raise UsageError(
             f"the set {kind!r} has no length to be chosen, and {name!r} was asked for; leave out :{number}"
         )
-    count = COUNTS[part] if count is None else count
+    count = OF_THEIR_OWN_COUNT.get((kind, part), COUNTS[part]) if count is None else count
     options = {"length": _length(name, number)} if colon else {}
     if count < 1 or seed < 0:
         raise UsageError(f"{count} examples of seed {seed} were asked for, wanted at least one and no negative seed")
@@ -140,6 +143,7 @@ SYNTHETIC: dict[str, Callable[..., Examples]] = {
     "adding": adding,
     "sine": sine,
     "dates": dates,
+    "shapes": shapes,
 }
 
 

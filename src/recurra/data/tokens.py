@@ -69,11 +69,11 @@ class Tokens(ABC):
     @classmethod
     @abstractmethod
     def _restored(cls, content: dict[str, Any]) -> Self:
-        """The inverse of `_content`; raises ValueError saying what is wrong."""
+        """The inverse of `content`; raises ValueError saying what is wrong."""
 
     @abstractmethod
-    def _content(self) -> dict[str, Any]:
-        """What `save` writes."""
+    def content(self) -> dict[str, Any]:
+        """What `save` writes, for JSON."""
 
     @property
     def size(self) -> int:
@@ -123,7 +123,7 @@ class Tokens(ABC):
 
     def save(self, path: Path) -> None:
         """Write the vocabulary to one JSON file, by custom called `tokenizer.json`; `load` reads it."""
-        path.write_text(json.dumps(self._content(), ensure_ascii=False), encoding="utf-8")
+        path.write_text(json.dumps(self.content(), ensure_ascii=False), encoding="utf-8")
 
     def _bytes(self, ids: np.ndarray) -> bytes:
         """What int64 ids write. Digits pair up from the start of each run; one left over is 0xFF, never valid UTF-8."""
@@ -212,7 +212,7 @@ class Bytes(Tokens):
         _check_keys(content, {"format", "kind"})
         return cls()
 
-    def _content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         return {"format": 1, "kind": self.kind}
 
 
@@ -253,7 +253,7 @@ class Characters(Tokens):
         _check_keys(content, {"format", "kind", "characters"})
         return cls(_checked_characters(content["characters"]))
 
-    def _content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         return {"format": 1, "kind": self.kind, "characters": self.characters}
 
 
@@ -353,7 +353,7 @@ class Words(Tokens):
             raise ValueError("a piece is not valid Unicode")
         return cls(characters, pieces)
 
-    def _content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         return {"format": 1, "kind": self.kind, "characters": self.characters, "pieces": self.pieces}
 
 
@@ -440,7 +440,7 @@ class BPE(Tokens):
         except Exception as error:  # the library raises nothing more precise
             raise ValueError(f"the tokenizers library refuses it ({error})") from error
 
-    def _content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         return json.loads(self._tokenizer.to_str())
 
 
@@ -451,18 +451,22 @@ def load(path: Path | str) -> Tokens:
     """The tokens that `Tokens.save` wrote. Raises DamagedError for a file that is not as it was written."""
     path = Path(path)
     try:
-        content = _read_json(path)
-        if "model" in content:
-            return BPE._restored(content)
-        if content.get("format") != 1:
-            raise ValueError(f"its format is {content.get('format')!r}, this version of recurra reads 1")
-        if content.get("kind") not in ("bytes", "characters", "words"):
-            raise ValueError(f"there are no tokens of kind {content.get('kind')!r}")
-        return TOKENS[content["kind"]]._restored(content)
+        return restored(_read_json(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(
             f"{shown(path)} is not a sound tokenizer file: {error}; put back the one from the run"
         ) from error
+
+
+def restored(content: dict[str, Any]) -> Tokens:
+    """The tokens of what `Tokens.content` gave. Raises ValueError that says what is wrong with it."""
+    if "model" in content:
+        return BPE._restored(content)
+    if content.get("format") != 1:
+        raise ValueError(f"its format is {content.get('format')!r}, this version of recurra reads 1")
+    if content.get("kind") not in ("bytes", "characters", "words"):
+        raise ValueError(f"there are no tokens of kind {content.get('kind')!r}")
+    return TOKENS[content["kind"]]._restored(content)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from recurra.errors import UsageError
 from recurra.tasks.base import Sources, Task, Unit, Validation
+from recurra.tasks.caption import Caption
 from recurra.tasks.classify import Classify
 from recurra.tasks.forecast import Forecast
 from recurra.tasks.language import Language
@@ -14,6 +15,7 @@ TASKS: dict[str, type[Task]] = {
     "classify": Classify,
     "tag": Tag,
     "seq2seq": Seq2Seq,
+    "caption": Caption,
     "regress": Regress,
     "forecast": Forecast,
 }
@@ -28,6 +30,7 @@ def task_called(name: str) -> type[Task]:
 
 __all__ = [
     "TASKS",
+    "Caption",
     "Classify",
     "Forecast",
     "Language",

@@ -133,9 +133,20 @@ class Task(ABC):
         """The answer to one input."""
 
     @abstractmethod
-    def answers(self, source: Path | Iterable[str], best: int = 5) -> Iterator["dict[str, Any] | DataError"]:
+    def answers(
+        self, source: Path | Iterable[str], best: int = 5, search: Any = None
+    ) -> Iterator["dict[str, Any] | DataError"]:
         """The answer to each input of a file, or of lines as they come, in their order, ready for JSON; where an input cannot be
-        read, what is wrong with it. `best` is how many guesses are named where there are several."""
+        read, what is wrong with it. `best` is how many guesses are named where there are several; `search` what `self.search`
+        made."""
+
+    def search(self, **how: Any) -> Any:
+        """How texts are to be written, for tasks that write about something (`writing.Search`). Raises UsageError for others."""
+        if how:
+            raise UsageError(
+                f"{', '.join(how)} are for networks that write a text about each input, and this one was trained to {self.name}; "
+                "leave them out"
+            )
 
     @abstractmethod
     def shown(self, answer: dict[str, Any]) -> str:

@@ -65,7 +65,7 @@ class Classify(OnExamples):
         )
 
     @classmethod
-    def learn(cls, config: Config, parts: Mapping[str, Examples]) -> dict[str, Any]:
+    def learn(cls, config: Config, parts: Mapping[str, Examples], inputs: Inputs) -> dict[str, Any]:
         train, chosen = parts["train"], options(cls, config)
         targets = [one for part in parts.values() for one in _labels_of(part)]
         names = sorted({name for one in targets for name in one}, key=_natural)
@@ -234,7 +234,7 @@ class Classify(OnExamples):
             )
         return lines
 
-    def answer(self, examples: Examples, best: int) -> Iterator[dict[str, Any]]:
+    def answer(self, examples: Examples, best: int, search: Any = None) -> Iterator[dict[str, Any]]:
         part = Part(examples, self.inputs.encode(examples, self.config.data.longest), None)
         names = self.known["labels"]
         for row, chances in enumerate(self._probabilities(self._scores(part))):

@@ -56,6 +56,7 @@ class OnExamples(Task):
         {"task.json", "tokenizer.json", "vectors.npz"} | {f"{part}.{end}" for part in PARTS for end in ("json", "npz")}
     )
     assets = frozenset({"task.json"})
+    writes: ClassVar[bool] = False  # whether it puts out texts
     Options: ClassVar[Callable[..., Any]]  # what [task] of the config may hold: a dataclass of keyword-only fields
 
     def __init__(self, config: Config, inputs: Inputs, known: dict[str, Any], folder: Path | None = None) -> None:
@@ -73,7 +74,7 @@ class OnExamples(Task):
 
     @classmethod
     @abstractmethod
-    def learn(cls, config: Config, parts: Mapping[str, Examples]) -> dict[str, Any]:
+    def learn(cls, config: Config, parts: Mapping[str, Examples], inputs: Inputs) -> dict[str, Any]:
         """What is learnt of the targets, for JSON: scales of the training, names of all parts, so that a rare label that falls to
         another part is no surprise. Raises DataError where nothing can be learnt from them."""
 
@@ -96,7 +97,7 @@ class OnExamples(Task):
         """The targets of a batch as tensors."""
 
     @abstractmethod
-    def network(self, config: Config, encoder: Encoder) -> nn.Module:
+    def network(self, config: Config, encoder: Any) -> nn.Module:
         """The model around an encoder."""
 
     @abstractmethod
@@ -108,7 +109,7 @@ class OnExamples(Task):
         """The scores on a part, with floors learnt from `train` where it is there."""
 
     @abstractmethod
-    def answer(self, examples: Examples, best: int) -> Iterator[dict[str, Any]]:
+    def answer(self, examples: Examples, best: int, search: Any = None) -> Iterator[dict[str, Any]]:
         """What the model says of each example, ready for JSON."""
 
     @abstractmethod
@@ -121,11 +122,13 @@ class OnExamples(Task):
     def prepare(cls, config: Config, sources: Sources, folder: Path) -> Self:
         options(cls, config)
         if config.regularize.ar or config.regularize.tar:
-            raise UsageError("regularize.ar and tar are for networks that write; leave them out")
+            raise UsageError("regularize.ar and tar are for language models; leave them out")
+        if config.embed.tied is True and not cls.writes:
+            raise UsageError("embed.tied is for networks that write; leave it out")
         parts = cls._parts(config, sources)
         train = parts["train"]
-        known = cls.learn(config, parts)
         inputs = cls.learn_inputs(config, train)
+        known = cls.learn(config, parts, inputs)
         known["notes"] = train.notes
         known["channels"] = train.channels
         if config.embed.vectors is not None:
@@ -255,7 +258,8 @@ class OnExamples(Task):
 
     def settle(self, config: Config, passes: float | None = None) -> Config:
         chosen = self.regime()
-        chosen["embed"] = {"size": self.known.get("vectors", {}).get("size", FEATURES)}
+        features = {"size": self.known.get("vectors", {}).get("size", FEATURES), "tied": False}
+        chosen["embed"] = features | chosen.get("embed", {})
         kind, lower = getattr(self.inputs.tokens, "kind", "words"), getattr(self.inputs.tokens, "lower", False)
         chosen["tokens"] = {"kind": kind if self.inputs.kind != "series" else "auto", "lower": lower}
         return configuration.settled(config, chosen)
@@ -272,6 +276,13 @@ class OnExamples(Task):
     def build(self, config: Config) -> None:
         self.config = config
         self.options = options(type(self), config)
+        self.model = self.network(config, self.encoder(config))
+        if "vectors" in self.known and self._data is not None:
+            table = self._table()
+            put_vectors(self._data(), table.learnt.weight, cast(Tensor, table.fixed))
+
+    def encoder(self, config: Config) -> nn.Module:
+        """What reads the inputs: `(xs, lengths) -> outputs, summary`."""
         model, embedding = config.model, self.inputs.embedding(config)
         layers = encoder_layers(
             config.cell.name,
@@ -284,11 +295,7 @@ class OnExamples(Task):
         )
         for layer in layers if float(model.recurrent_dropout) else ():
             weight_drop(layer, float(model.recurrent_dropout))
-        encoder = Encoder(embedding, layers, float(model.input_dropout), float(model.dropout))
-        self.model = self.network(config, encoder)
-        if "vectors" in self.known and self._data is not None:
-            table = self._table()
-            put_vectors(self._data(), table.learnt.weight, cast(Tensor, table.fixed))
+        return Encoder(embedding, layers, float(model.input_dropout), float(model.dropout))
 
     def _table(self) -> Table:
         embedding = cast(Any, self.model).encoder.embedding
@@ -297,7 +304,7 @@ class OnExamples(Task):
     def outputs(self, inputs: Encoded) -> Iterator[tuple[np.ndarray, Any, Tensor]]:
         """What the model puts out, without noise, batch by batch: (rows, output, lengths), rows of like length together."""
         device = next(self.model.parameters()).device
-        for rows in by_length(inputs, SCORED_AT_ONCE):
+        for rows in by_length(inputs.steps.lengths, SCORED_AT_ONCE):
             xs, lengths = inputs.padded(rows)
             with resting(self.model):
                 out = self.model(tmap(lambda x: x.to(device), xs), lengths.to(device))
@@ -343,19 +350,21 @@ class OnExamples(Task):
             )
         return next(self._answered(Examples(kind, [data], None, None, [place]), best=5))
 
-    def _answered(self, examples: Examples, best: int) -> Iterator[dict[str, Any]]:
+    def _answered(self, examples: Examples, best: int, search: Any = None) -> Iterator[dict[str, Any]]:
         """The answers, and of each sequence that was cut how many steps were left out."""
         longest = self.config.data.longest
-        for one, answer in zip(examples.inputs, self.answer(examples, best), strict=True):
+        for one, answer in zip(examples.inputs, self.answer(examples, best, search), strict=True):
             left_out = 0 if longest is None else _length(self.inputs, one) - longest
             yield {**answer, "cut": left_out} if left_out > 0 else answer
 
-    def answers(self, source: Path | Iterable[str], best: int = 5) -> Iterator[dict[str, Any] | DataError]:
+    def answers(
+        self, source: Path | Iterable[str], best: int = 5, search: Any = None
+    ) -> Iterator[dict[str, Any] | DataError]:
         if isinstance(source, Path):
             if not _is_plain(source):
                 found = self._read(self.config, read.sources([source]), "test", wanted=False, tolerant=True)
                 examples = aligned(found, self.known["channels"])
-                yield from self._answered(examples, best)
+                yield from self._answered(examples, best, search)
                 yield from map(DataError, examples.problems)
                 return
             source = "".join(read.characters(source)).removesuffix("\n").split("\n")
@@ -366,7 +375,7 @@ class OnExamples(Task):
                     raise DataError(
                         f"line {number} is {example.kind}, and the network was trained on {self.inputs.kind}"
                     )
-                yield from self._answered(example, best)
+                yield from self._answered(example, best, search)
             except DataError as error:
                 yield error
 
@@ -376,9 +385,9 @@ def _regime(hidden: int, *, input_dropout: float, dropout: float) -> dict[str, d
     return {"model": {"hidden": hidden, **noise}, "optimizer": {"rate": 4e-3}, "train": {"rows": 32}}
 
 
-def by_length(inputs: Encoded, size: int) -> Iterator[np.ndarray]:
+def by_length(lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """All rows, `size` at a time, those of like length together."""
-    order = np.argsort(inputs.steps.lengths, kind="stable")
+    order = np.argsort(lengths, kind="stable")
     return (order[at : at + size] for at in range(0, len(order), size))
 
 
@@ -465,7 +474,7 @@ def _cell(name: str) -> Any:
 
 
 def _length(inputs: Inputs, example: Any) -> int:
-    return len(example) if inputs.kind == "series" else len(inputs.shown(example))
+    return len(example) if inputs.kind in ("series", "picture") else len(inputs.shown(example))
 
 
 def _is_plain(path: Path) -> bool:
@@ -489,8 +498,8 @@ def _write(folder: Path, name: str, examples: Examples) -> None:
     """Leave examples in a folder: series as an array, all else as JSON."""
     kept = {key: getattr(examples, key) for key in ("kind", "heads", "places", "channels")}
     arrays: dict[str, Any] = {}
-    if examples.kind == "series":
-        joined = Ragged.of(examples.inputs, np.zeros((0, examples.inputs[0].shape[1]), np.float32))
+    if examples.kind in ("series", "picture"):
+        joined = Ragged.of(examples.inputs, examples.inputs[0])
         arrays |= {"values": joined.values, "bounds": joined.bounds}
     else:
         kept["inputs"] = examples.inputs
@@ -512,7 +521,7 @@ def _read_part(folder: Path, name: str) -> Examples:
     kept = storage.read_json(path, limit_bytes=path.stat().st_size)  # as large as the manifest has it
     inputs, targets = kept.get("inputs"), kept.get("targets")
     with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
-        if kept["kind"] == "series":
+        if kept["kind"] in ("series", "picture"):
             inputs = np.split(arrays["values"], arrays["bounds"][1:-1])
         if kept["form"] == "numbers":
             targets = np.split(arrays["targets"], arrays["target_bounds"][1:-1])

@@ -122,7 +122,9 @@ class Forecast(Task):
         return [*known["notes"], f"{len(data.panel):,} series; steps: {counts}", *window]
 
     def settle(self, config: Config, passes: float | None = None) -> Config:
-        return configuration.settled(config, {**self.way.regime(self._trained_on(), passes), "embed": {"size": 64}})
+        return configuration.settled(
+            config, {**self.way.regime(self._trained_on(), passes), "embed": {"size": 64, "tied": False}}
+        )
 
     def build(self, config: Config) -> None:
         self.config, self.way = config, _kind(options_of(config))(config, options_of(config), self.known)
@@ -186,7 +188,9 @@ class Forecast(Task):
             return list(self.answers(Path(data)))  # type: ignore[arg-type]
         return list(self.way.answers(self.model, self._of_array(data, "the array")))
 
-    def answers(self, source: Path | Iterable[str], best: int = 5) -> Iterator[dict[str, Any] | DataError]:
+    def answers(
+        self, source: Path | Iterable[str], best: int = 5, search: Any = None
+    ) -> Iterator[dict[str, Any] | DataError]:
         """Of a file of series; or of lines, each a JSON array of numbers, or of a list of numbers for each step."""
         if isinstance(source, Path):
             yield from self.way.answers(self.model, self._panel(read.sources([source])))

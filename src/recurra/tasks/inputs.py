@@ -6,11 +6,12 @@ from typing import Any, NamedTuple, final
 import numpy as np
 from torch import Tensor, nn
 
-from recurra import storage
+from recurra import storage, vision
 from recurra.config import Config
 from recurra.data import tokens as tokenisers
 from recurra.data.examples import Examples, Kind
 from recurra.data.feed import Ragged
+from recurra.data.pictures import resized
 from recurra.data.tokens import TOKENS, Tokens
 from recurra.data.vocabulary import Vocabulary, words
 from recurra.embed import vectors
@@ -24,7 +25,8 @@ LETTERS = 24  # of a word that are read
 
 
 class Encoded(NamedTuple):
-    """Sequences as numbers: ids or features of each step, and the letters of each word where they are read."""
+    """Sequences as numbers: ids or features of each step, and the letters of each word where they are read. A picture is a
+    sequence of rows of pixels."""
 
     steps: Ragged
     letters: Ragged | None
@@ -35,12 +37,21 @@ class Encoded(NamedTuple):
         return (steps if self.letters is None else (steps, self.letters.padded(rows)[0].long())), lengths
 
 
+class Picture(NamedTuple):
+    """The size of pictures in pixels, and the name of the pretrained network whose features stand for them, or None."""
+
+    height: int
+    width: int
+    backbone: str | None
+
+
 @final
 class Inputs:
     """What is learnt of the inputs from the training examples, and the way from an example to numbers.
 
     Texts become ids of words (`Vocabulary`) or of other tokens, lists of words become ids of words, and series are scaled: of
-    each channel the mean is taken away and the standard deviation divided out.
+    each channel the mean is taken away and the standard deviation divided out. Pictures stay as they are, or become the features
+    of a pretrained network.
     """
 
     def __init__(
@@ -49,8 +60,9 @@ class Inputs:
         tokens: Vocabulary | Tokens | None = None,
         letters: str = "",
         scale: tuple[np.ndarray, np.ndarray] | None = None,
+        picture: Picture | None = None,
     ) -> None:
-        self.kind, self.tokens, self.letters, self.scale = kind, tokens, letters, scale
+        self.kind, self.tokens, self.letters, self.scale, self.picture = kind, tokens, letters, scale, picture
         self._letter = {letter: id for id, letter in enumerate(letters, 2)}  # 0 is no letter, 1 another one
 
     @classmethod
@@ -77,6 +89,8 @@ class Inputs:
         """Raises DataError where the examples are of another kind than those of the training."""
         if examples.kind != self.kind:
             raise DataError(f"the network was trained on {self.kind} and these examples are {examples.kind}")
+        if self.picture is not None:
+            return self._pictures(examples.inputs, self.picture)
         parts = [self._steps(one, place)[:longest] for one, place in zip(examples.inputs, examples.places, strict=True)]
         empty = np.zeros((0, len(self.scale[0])), np.float32) if self.scale is not None else np.zeros(0, np.int64)
         letters = [self._spelled(one[:longest]) for one in examples.inputs] if self.letters else None
@@ -107,8 +121,6 @@ class Inputs:
         if self.scale is not None:
             return AsTheyAre(len(self.scale[0]))
         assert self.tokens is not None
-        if config.embed.tied:
-            raise UsageError("embed.tied is for networks that write; leave it out")
         if config.embed.word_dropout and not (isinstance(self.tokens, Vocabulary) and config.embed.kind == "table"):
             raise UsageError(
                 "embed.word_dropout takes words for unknown ones, and the network reads none; leave it out"
@@ -126,7 +138,7 @@ class Inputs:
         elif self.tokens is not None:
             self.tokens.save(folder / "tokenizer.json")
         scale = [part.astype(float).tolist() for part in self.scale] if self.scale is not None else None
-        return {"kind": self.kind, "letters": self.letters, "scale": scale}
+        return {"kind": self.kind, "letters": self.letters, "scale": scale, "picture": self.picture}
 
     @classmethod
     def load(cls, folder: Path, kept: Any) -> "Inputs":
@@ -135,9 +147,19 @@ class Inputs:
             if kept["scale"] is not None:
                 mean, std = (np.array(part, np.float32) for part in kept["scale"])
                 return cls(kept["kind"], scale=(mean, std))
+            if kept["picture"] is not None:
+                return cls(kept["kind"], picture=Picture(*kept["picture"]))
             return cls(kept["kind"], _tokens(folder / "tokenizer.json"), str(kept["letters"]))
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{folder}: what is kept of the inputs is not as it was written: {error}") from error
+
+    def _pictures(self, pictures: list[np.ndarray], wanted: Picture) -> Encoded:
+        size = (wanted.height, wanted.width)
+        pictures = [one if one.shape[:2] == size else resized(one, size) for one in pictures]
+        if wanted.backbone is None or not pictures:
+            return Encoded(Ragged.of(pictures, np.zeros((0, wanted.width, 3), np.uint8)), None)
+        found = vision.features(pictures, wanted.backbone, storage.cache() / "features").values
+        return Encoded(Ragged.of(list(found), found[0]), None)
 
     def _steps(self, example: Any, place: str) -> np.ndarray:
         if self.scale is not None:

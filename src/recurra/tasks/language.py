@@ -145,7 +145,7 @@ class Language(Task):
             chosen = _regime(384, dropout=0.2 if passes > 4 else 0.0)
         if not config.cell.name.startswith(GATED) or config.optimizer.name not in ("adam", "adamw"):
             del chosen["optimizer"]  # cells without gates, and other optimizers, want their own rate
-        chosen["embed"] = {"size": self.about.get("vectors", {}).get("size", FEATURES)}
+        chosen["embed"] = {"size": self.about.get("vectors", {}).get("size", FEATURES), "tied": False}
         chosen["tokens"] = {"kind": self.tokens.kind, "lower": False}
         return configuration.settled(config, chosen)
 
@@ -161,7 +161,7 @@ class Language(Task):
             hidden=int(model.hidden),
             layers=model.layers,
             embedding=None if config.embed.kind == "onehot" else int(config.embed.size),
-            tied=config.embed.tied,
+            tied=config.embed.tied is True,
             input_dropout=float(model.input_dropout),
             dropout=float(model.dropout),
             recurrent_dropout=float(model.recurrent_dropout),
@@ -277,7 +277,9 @@ class Language(Task):
             *(f"  floor: {name:<18} {value:.3f} bits per character" for name, value in floors.items()),
         ]
 
-    def answers(self, source: Path | Iterable[str], best: int = 5) -> Iterator[dict[str, Any] | DataError]:
+    def answers(
+        self, source: Path | Iterable[str], best: int = 5, search: Any = None
+    ) -> Iterator[dict[str, Any] | DataError]:
         with _opened(source) if isinstance(source, Path) else nullcontext(source) as lines:
             for line in lines:
                 text = line.rstrip("\r\n")
@@ -375,10 +377,10 @@ def _regime(
 def _take_vectors(config: Config, tokens: Tokens, folder: Path) -> dict[str, int]:
     """Take the vectors of the words of the vocabulary. Raises UsageError and DataError."""
     embed = config.embed
-    if not isinstance(tokens, Words) or embed.kind != "table" or embed.tied:
+    if not isinstance(tokens, Words) or embed.kind != "table" or embed.tied is True:
         raise UsageError(
             f"word vectors start a table of words, and this run has {tokens.kind} with embed.kind={embed.kind}"
-            f"{' and embed.tied' if embed.tied else ''}; give --set tokens.kind=words with them"
+            f"{' and embed.tied' if embed.tied is True else ''}; give --set tokens.kind=words with them"
         )
     written = {int(tokens.encode(piece)[0]): piece.strip() for piece in tokens.pieces}
     words = {id: text for id, text in written.items() if any(map(str.isalpha, text))}

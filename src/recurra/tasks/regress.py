@@ -57,7 +57,7 @@ class Regress(OnExamples):
         )
 
     @classmethod
-    def learn(cls, config: Config, parts: Mapping[str, Examples]) -> dict[str, Any]:
+    def learn(cls, config: Config, parts: Mapping[str, Examples], inputs: Inputs) -> dict[str, Any]:
         train = parts["train"]
         numbers = _numbers_of(train)
         for one, where in zip(numbers, train.places, strict=True):
@@ -177,7 +177,7 @@ class Regress(OnExamples):
         lines += [f"  {name:<32} {value:.5g}" for name, value in report["scores"].items()]
         return lines + [f"  floor: {name:<25} {value:.5g} mse" for name, value in report["floors"].items()]
 
-    def answer(self, examples: Examples, best: int) -> Iterator[dict[str, Any]]:
+    def answer(self, examples: Examples, best: int, search: Any = None) -> Iterator[dict[str, Any]]:
         part = Part(examples, self.inputs.encode(examples, self.config.data.longest), None)
         mean, std = np.array(self.known["mean"]), np.array(self.known["std"])
         for row, guess in enumerate(self._outputs(part)):

@@ -74,7 +74,7 @@ class Tag(OnExamples):
         return tagged(paths, wanted=wanted, tolerant=tolerant)
 
     @classmethod
-    def learn(cls, config: Config, parts: Mapping[str, Examples]) -> dict[str, Any]:
+    def learn(cls, config: Config, parts: Mapping[str, Examples], inputs: Inputs) -> dict[str, Any]:
         train = parts["train"]
         counts = {tag for part in parts.values() for tags in _tags_of(part) for tag in tags}
         heads = {head for part in parts.values() for head in part.heads or ()}
@@ -229,7 +229,7 @@ class Tag(OnExamples):
             lines.append(f"  {report['invalid']:,} tags go on from nothing (an I- without its B-)")
         return lines
 
-    def answer(self, examples: Examples, best: int) -> Iterator[dict[str, Any]]:
+    def answer(self, examples: Examples, best: int, search: Any = None) -> Iterator[dict[str, Any]]:
         part = Part(examples, self.inputs.encode(examples, self.config.data.longest), None)
         tags, heads, _ = self._guesses(part)
         for row, one in enumerate(tags):
