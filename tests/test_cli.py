@@ -238,6 +238,48 @@ def test_an_impossible_place_for_the_run_is_refused(out: str, shell: Shell, text
     assert shell("demo", "--out", out, "--minutes", "0.01").code in (1, 2)
 
 
+def test_the_demo_of_dates_shows_where_it_looked(shell: Shell, tmp_path: Path) -> None:
+    done = shell("demo", "seq2seq", "--out", tmp_path / "run", "--minutes", "0.02", "--threads", "1")
+    assert done.code == 0 and "July 4th, 1976: what it wrote" in done.out
+    assert "<td" in (tmp_path / "run" / "attention.html").read_text()
+    wrong = shell("demo", "chess")
+    assert wrong.code == 2 and "language and seq2seq" in wrong.err
+
+
+def test_texts_are_written_as_they_are_asked_for(shell: Shell, tmp_path: Path) -> None:
+    run, page = tmp_path / "run", tmp_path / "map.html"
+    assert not shell(
+        "train", "seq2seq", "synthetic:dates", "--out", run, "--steps", "2", "--hidden", "8", "--quiet"
+    ).code
+    asked = tmp_path / "asked.txt"
+    asked.write_text("3 de marzo de 1987\n{}\nMay 1, 2000\n")
+    told = shell(
+        "predict",
+        run,
+        asked,
+        "--prefix",
+        "19",
+        "--phrase",
+        "-0",
+        "--beam",
+        "9",
+        "--best",
+        "2",
+        "--attention",
+        page,
+        "--json",
+    )
+    answers = [json.loads(line) for line in told.out.splitlines()]
+    assert told.code == 3 and "line 2" in told.err and len(answers) == 2
+    for answer in answers:
+        assert len(answer["best"]) == 2 and all(one["written"].startswith("19") for one in answer["best"])
+        assert all("-0" in one["written"] or one["unmet"] for one in answer["best"])
+    assert page.read_text().count("3 de marzo de 1987") and "--w:" in page.read_text()
+    drawn = [shell("predict", run, asked, "--temperature", "1", "--seed", seed).out for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2] and "it did not end" in drawn[2]
+    assert shell("predict", run, asked, "--temperature", "1", "--prefix", "2").code == 2
+
+
 @pytest.mark.parametrize("name", ["mine.txt", "data/mine.txt", "best/mine.txt", "checkpoints/mine.txt", "log.txt"])
 def test_files_of_the_user_in_the_run_folder_are_never_destroyed(
     name: str, shell: Shell, text: Path, tmp_path: Path

@@ -173,3 +173,24 @@ def test_real_pairs_have_the_counts_of_their_source(
     found = pairs([SHARED / name for name in names], text=columns[0], label=columns[1])
     assert len(found) == count and found.targets is not None
     assert (found.inputs[0], *found.targets[0]) == first
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tsv", "Hi.\tHola.\nI am.\tSoy.\nGo.\tVe.\n"),
+        ("a.csv", "Hi.,Hola.\nI am.,Soy.\nGo.,Ve.\n"),
+        ("a.csv", "text,translation\nHi.,Hola.\nI am.,Soy.\nGo.,Ve.\n"),
+        ("a.csv", "target,source\nHola.,Hi.\nSoy.,I am.\nVe.,Go.\n"),
+        (
+            "a.jsonl",
+            "".join(
+                f'{{"en": "{a}", "es": "{b}"}}\n' for a, b in [("Hi.", "Hola."), ("I am.", "Soy."), ("Go.", "Ve.")]
+            ),
+        ),
+    ],
+)
+def test_of_two_columns_the_first_is_the_source(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    found = pairs([tmp_path / name])
+    assert found.inputs == ["Hi.", "I am.", "Go."] and found.targets == [("Hola.",), ("Soy.",), ("Ve.",)]

@@ -350,6 +350,24 @@ def test_buckets_read_each_row_once_an_epoch_and_follow_from_the_step(lengths: l
         assert step == start and np.array_equal(batch, taken[start][1])
 
 
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 70), st.integers(0, 3))
+@settings(max_examples=60)
+def test_buckets_by_steps_hold_no_more_than_that(lengths: list[int], steps: int, seed: int) -> None:
+    buckets = Buckets(np.array(lengths), 1, seed, steps)
+    for number in range(3):
+        batches = buckets.epoch(number)
+        assert len(batches) == buckets.epoch_steps()
+        assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+        for rows in batches:
+            some = np.array(lengths)[rows]
+            assert len(rows) == 1 or len(rows) * some.max() <= steps
+    whole = sorted(
+        (sorted(np.array(lengths)[rows].tolist()) for rows in buckets.epoch(0)), key=lambda one: (one[-1], one)
+    )
+    for one, after in itertools.pairwise(whole):
+        assert (len(one) + 1) * after[0] > steps, "one more row would have fitted"
+
+
 def test_buckets_save_padding() -> None:
     lengths = np.random.default_rng(0).integers(1, 100, 2000)
     random_order = np.random.default_rng(1).permutation(lengths).reshape(-1, 20)

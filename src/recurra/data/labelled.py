@@ -49,6 +49,7 @@ class Wish(NamedTuple):
     label: str | None
     separator: str | None
     wanted: bool
+    pairs: bool = False  # of two columns the first is the text and the second what goes with it
 
 
 class Row(NamedTuple):
@@ -89,11 +90,13 @@ def labelled(
     separator: str | None = None,
     wanted: bool = True,
     tolerant: bool = False,
+    pairs: bool = False,
 ) -> Examples:
     """The texts of the files with their labels, in the order of the files; `.gz` and `.xz` around any of them.
 
     `.csv`, `.tsv`, `.parquet`, and `.jsonl` or `.ndjson` with an object a line: `text` and `label` name their columns, or
-    say their numbers from 1 or from the end (-1); what is not said is guessed from the names, else from the content. A
+    say their numbers from 1 or from the end (-1); what is not said is guessed from the names, else from the content (of two
+    columns of `pairs`, the first is the text and the second the label). A
     label is one string, without white space around it, in as many parts as `separator` cuts it into; or a list of them.
     Files of other kinds hold a text a line, after fastText's marks `__label__a`; where they lie in two folders or more
     and have no marks, each file is a text and the name of its folder the label.
@@ -102,7 +105,7 @@ def labelled(
     or label, raise DataError with the place of the first; with `tolerant` they are left out and listed in `problems`.
     How the files were understood is said in `notes`. Raises UsageError where the columns cannot be told.
     """
-    wish = Wish(text, label, separator, wanted)
+    wish = Wish(text, label, separator, wanted, pairs)
     if _folder_per_class(paths):
         parts = [_whole(path, wish, tolerant) for path in paths]
     else:
@@ -434,6 +437,9 @@ def _chosen(path: Path, table: Table, wish: Wish) -> tuple[int, int | None]:
         label = _by_name(path, table, LABEL_NAMES, text)
     if text is None:
         text = _by_name(path, table, TEXT_NAMES, label)
+    if wish.pairs and _width(table) == 2:
+        text = (0 if label is None else 1 - label) if text is None else text
+        label = 1 - text if label is None else label
     if text is None or (label is None and wish.wanted):
         text, label = _by_content(path, table, text, label, wish.wanted)
     if text == label:

@@ -26,7 +26,8 @@ def pairs(
     """The texts of one side as inputs and, where they are `wanted`, those of the other as targets: one for each, or several where
     a table has a list of them.
 
-    Tables are read as `labelled` reads them, with `text` and `label` the columns of the two sides. A `.jsonl` file with lists
+    Tables are read as `labelled` reads them, with `text` and `label` the columns of the two sides; of two columns, the first is the
+    source. A `.jsonl` file with lists
     of turns under `text`, or under a usual name where neither is said, is read as `dialogues` reads it, with `context` turns (2)
     and targets of one `speaker` or all. Two other files are the two sides, line by line, the source first.
 
@@ -51,9 +52,11 @@ def pairs(
             "with a list of turns in each object, and name its column with --text"
         )
     if not wanted:
-        return labelled(paths, text=text, label=label, wanted=False, tolerant=tolerant)
+        return labelled(paths, text=text, label=label, wanted=False, tolerant=tolerant, pairs=True)
     if kind in TABLES:
-        return _distinct(paths, _filled(labelled(paths, text=text, label=label, tolerant=tolerant), tolerant))
+        return _distinct(
+            paths, _filled(labelled(paths, text=text, label=label, tolerant=tolerant, pairs=True), tolerant)
+        )
     return _distinct(paths, _side_by_side(paths, tolerant))
 
 
