@@ -41,6 +41,17 @@ MUSIC = (
     "forecast {sets}/polyphonic-music/NAME/train.npz --valid {sets}/polyphonic-music/NAME/valid.npz "
     "--test {sets}/polyphonic-music/NAME/test.npz --set task.output=binary"
 )
+MULTI30K = (
+    "seq2seq {sets}/multi30k-en-de/train.ONE {sets}/multi30k-en-de/train.OTHER --valid {sets}/multi30k-en-de/valid.ONE "
+    "--valid {sets}/multi30k-en-de/valid.OTHER --test {sets}/multi30k-en-de/test.ONE --test {sets}/multi30k-en-de/test.OTHER"
+)
+PARTS = "{sets}/SET/train.END --valid {sets}/SET/valid.END --test {sets}/SET/test.END"
+EMOJI = (
+    "caption {sets}/emoji-captions/train.csv {sets}/emoji-captions/train.npy --valid {sets}/emoji-captions/valid.csv "
+    "--valid {sets}/emoji-captions/valid.npy --test {sets}/emoji-captions/test.csv --test {sets}/emoji-captions/test.npy "
+    "--label {case} --steps 700 --set task.score=chrf --set task.length_penalty=1.5 --set task.image=every-step "
+    "--set model.dropout=0.5 --set model.input_dropout=0.4"
+)
 FOLDS = tuple(map(str, range(10)))
 
 TRIALS = {
@@ -88,6 +99,30 @@ TRIALS = {
     ),
     "JSB chorales": Trial(MUSIC.replace("NAME", "jsb") + " --steps 4800", {"nats_per_step": "<= 8.45"}, "LSTM 8.45"),
     "Piano-midi": Trial(MUSIC.replace("NAME", "piano-midi") + " --steps 4600", {"nats_per_step": "<= 7.6"}, "SGD-CR 7.46"),
+    "multi30k de-en": Trial(
+        MULTI30K.replace("ONE", "de").replace("OTHER", "en") + " --steps 1476", {"bleu": ">= 33"}, "GRU with attention 28.8",
+    ),
+    "multi30k en-de": Trial(
+        MULTI30K.replace("ONE", "en").replace("OTHER", "de") + " --steps 2700", {"bleu": ">= 31"}, "GRU with attention about 38",
+    ),
+    "tatoeba en-es": Trial(
+        f"seq2seq {PARTS} --text 1 --label 2".replace("SET", "tatoeba-en-es").replace("END", "tsv")
+        + " --steps 2608 --set task.batch_tokens=5000 --set model.dropout=0.2", {"bleu": ">= 40"}, "",
+    ),
+    "debian summaries": Trial(
+        f"seq2seq {PARTS} --text 3 --label 2".replace("SET", "debian-summaries").replace("END", "tsv")
+        + " --steps 422 --set data.longest=150 --set task.score=rouge-l --set task.pointer=true", {"rouge_l": "> 0.2712 (lead-1)"}, "",
+    ),
+    "sgd, next system turn": Trial(
+        f"seq2seq {PARTS}".replace("SET", "sgd-dialogues").replace("END", "jsonl")
+        + " --steps 1200 --set task.speaker=second --set task.context=3", {"bleu": "> nearest neighbour"}, "",
+    ),
+    "nlvr-captions": Trial(
+        "caption {sets}/nlvr-captions/train.csv {sets}/nlvr-captions/dev-images.zip --valid {sets}/nlvr-captions/valid.csv "
+        "--valid {sets}/nlvr-captions/dev-images.zip --test {sets}/nlvr-captions/test.csv "
+        "--test {sets}/nlvr-captions/test-images.zip --steps 600", {"bleu": "> nearest neighbour"}, "",
+    ),
+    "emoji-captions": Trial(EMOJI, {"chrf": "> nearest neighbour", "exact": "> nearest neighbour"}, "", ("es", "en", "pt")),
 }  # fmt: skip
 
 

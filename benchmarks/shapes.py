@@ -7,7 +7,6 @@ The pictures are new ones, whose every pixel is known. A word counts as looked a
 places, of 8 x 8 pixels, that the named object touches; one that names what is not in the picture does not count as looked at.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -17,10 +16,9 @@ import recurra
 from recurra.data.examples import Examples
 from recurra.data.shapes import COLOURS, SHAPES, Box, scenes
 from recurra.tasks.caption import Caption
-from recurra.tasks.looks import Pixels
+from recurra.tasks.looks import BLANK, Pixels
 
 PICTURES, SEED, PLACE = 300, 2026, 8
-NAME = re.compile(rf"({'|'.join(COLOURS)})|({'|'.join(SHAPES)})")
 
 
 def main(run: Path) -> None:
@@ -32,7 +30,7 @@ def main(run: Path) -> None:
     on, most, named, right = 0, 0, 0, 0
     for row, scene in enumerate(drawn):
         found, look = task.looked(part, row, task.search(width=5))
-        words = [word.strip() for word in look.written]
+        words = [word.strip(f"{BLANK} ") for word in look.written]
         right += task.tokens.decode(found[0].tokens).strip() in scene.true
         assert isinstance(look.source, Pixels)
         boxes = {(thing.colour, thing.shape): thing.box for thing in scene.things}

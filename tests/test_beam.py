@@ -15,7 +15,7 @@ from recurra.attention import ATTENTIONS
 from recurra.cells import CELLS
 from recurra.constraints import in_turn
 from recurra.decode import Beam, Expansion, Hypothesis, Sampler, sample
-from recurra.decoder import Attending, Decoder, Memory, repeated
+from recurra.decoder import Attending, Decoder, Memory
 from recurra.errors import RecurraError, UsageError
 from recurra.models import SequenceModel, language_model
 from recurra.state import State
@@ -295,7 +295,7 @@ def looking(rows: int = 2, places: int = 4, name: str = "general", end: float = 
 
 def over(decoder: Decoder, memory: Memory, beam: Beam, first: list[int], **asked: Any) -> list[list[Hypothesis]]:
     start = decoder.attend(memory).initial_state(len(first))
-    return beam.search(decoder.attend(repeated(memory, beam.width)), torch.tensor(first), start, **asked)
+    return beam.search(decoder.attend(memory, beam.width), torch.tensor(first), start, **asked)
 
 
 def weights_of(state: State) -> Tensor:
@@ -371,8 +371,7 @@ class Counting:
         return self.cell(x, state)
 
     def narrow(self, rows: Tensor) -> "Counting":
-        memory = Memory(self.cell.values, self.cell.lengths, self.cell.summary).take(rows)
-        return Counting(self.cell.decoder.attend(memory), self.given)
+        return Counting(self.cell.take(rows), self.given)
 
 
 @pytest.mark.parametrize("width", [1, 3])
@@ -388,7 +387,7 @@ def test_rows_that_are_over_are_left_out_and_nothing_else_changes(width: int) ->
         "prefix": [[], [1], [2, 2, 2, 2, 2, 2], [], [], [], [3], []],
         "phrases": [[], [], [], [], [[3, 2, 3]], [], [], []],
     }
-    whole, narrowed = (Counting(decoder.attend(repeated(memory, width)), []) for _ in range(2))
+    whole, narrowed = (Counting(decoder.attend(memory, width), []) for _ in range(2))
     wanted = beam.search(whole, first, start, **asked)
     found = beam.search(narrowed, first, start, narrow=narrowed.narrow, **asked)
     assert set(whole.given) == {8 * width} and len(whole.given) == len(narrowed.given)
@@ -402,7 +401,7 @@ def test_a_search_stops_as_soon_as_nothing_can_be_better() -> None:
     decoder, memory = looking(end=3)
     given: dict[int, list[int]] = {1: [], 0: []}
     for n_best, calls in given.items():
-        cell = Counting(decoder.attend(repeated(memory, 3)), calls)
+        cell = Counting(decoder.attend(memory, 3), calls)
         Beam(3, 30, END, n_best=n_best).search(cell, torch.tensor([1, 2]), decoder.attend(memory).initial_state(2))
     assert len(given[1]) < len(given[0])
 

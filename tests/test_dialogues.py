@@ -31,7 +31,7 @@ def test_each_turn_answers_those_before_it(tmp_path: Path) -> None:
     assert found.notes == ["turns are under 'turns': text is up to 2 turns before each turn, label is that turn"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(2, 7), min_size=1, max_size=4), context=st.integers(1, 8))
 def test_no_turn_is_lost_and_none_is_seen_too_early(tmp_path: Path, sizes: list[int], context: int) -> None:
     told = [[f"{dialogue}.{turn}" for turn in range(size)] for dialogue, size in enumerate(sizes)]

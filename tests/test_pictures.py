@@ -191,6 +191,7 @@ def test_columns_are_found(folder: Path, names: Any, row: Any, options: dict[str
         ),
         (("image", "caption"), ("blue.png", "x"), {"label": "fr"}, "no column 'fr'"),
         (("image", "caption"), ("blue.png", "x"), {"text": "photo"}, "no column 'photo'"),
+        (("image", "caption"), ("blue.png", "x"), {"text": "1", "label": "image"}, "are both column 'image'"),
     ],
 )
 def test_columns_that_cannot_be_told_are_asked_for(

@@ -53,6 +53,8 @@ def test_examples_are_of_the_form_that_readers_give(name: str, part: Part) -> No
     for xs, ys in zip(some.inputs, some.targets or [], strict=True):
         if some.kind == "text":
             assert isinstance(xs, str) and isinstance(ys, tuple) and all(isinstance(label, str) for label in ys)
+        elif some.kind == "picture":
+            assert xs.dtype == np.uint8 and xs.shape == (64, 64, 3) and isinstance(ys, tuple) and ys
         elif some.kind == "words":
             assert isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys)
         else:

@@ -1010,6 +1010,13 @@ def test_a_network_says_what_it_sees(given: str, image: str, tmp_path: Path) -> 
         assert told[0]["written"] == "a blue sheet" and isinstance(told[1], DataError)  # type: ignore[index]
 
 
+def test_pictures_are_surveyed(shell: Shell, tmp_path: Path) -> None:
+    told = shell("check", "caption", painted(tmp_path), "--threads", "1", "--json")
+    report = json.loads(told.out)
+    assert report["pixels"] == "8 x 16" and report["longest_target_tokens"] == 3 and report["seconds_of_a_pass"] > 0
+    assert any("occur twice or more" in one for one in report["warnings"])
+
+
 def test_where_a_network_looked_is_part_of_its_answer(tmp_path: Path) -> None:
     task, _ = made("caption", tmp_path)
     examples = task.parts["valid"].examples
@@ -1070,6 +1077,8 @@ def test_each_of_several_captions_is_learnt_and_any_of_them_is_right(tmp_path: P
         ({"task": {"attention": "none", "coverage": 1.0}}, "are of attention"),
         ({"task": {"smoothing": 2.0}}, "wanted a number from 0 to 0.99"),
         ({"task": {"decoder": "lost"}}, "no cell called 'lost'"),
+        ({"task": {"beam": 0}}, "a beam of width 0"),
+        ({"task": {"coverage_penalty": -1.0}}, "coverage_penalty was -1"),
         ({"task": {"context": 2}}, "holds no dialogues"),
         ({"data": {**SIDES, "separator": "|"}}, "each text has one other text"),
     ],

@@ -222,7 +222,7 @@ def predict(
 
     An input that cannot be read is passed over and named at the end, and the exit code is 3.
 
-    Example: recurra predict runs/de-en sentences.de --beam 5 --attention map.html
+    Example: recurra predict runs/de-en new.de --attention map.html
     """
     from recurra.storage import replace_file
     from recurra.tasks.looks import page

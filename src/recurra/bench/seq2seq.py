@@ -3,7 +3,7 @@ with the modules of torch.nn, interleaved.
 
 Texts are made up, shaped like Multi30k: 8 to 25 tokens, pairs of like length, batches of like length as the task makes them.
 Both sides have the same weights, optimizer and batches, and before anything is timed they have to give the same loss and to
-find the same texts. JoeyNMT, in an environment of its own: benchmarks/joeynmt.py.
+find the same texts. JoeyNMT, in an environment of its own: benchmarks/joey.py.
 """
 
 import time
@@ -66,16 +66,16 @@ def made_up(vocabulary: int = VOCABULARY, rows: int = ROWS, seed: int = 0) -> li
     places = np.clip(rng.normal(14, 4, count).round(), SHORTEST, LONGEST).astype(np.int64)
     said = np.clip((places + rng.normal(0, 2, count)).round(), SHORTEST, LONGEST).astype(np.int64)
 
-    def words(lengths: np.ndarray, *around: Sequence[int]) -> Ragged:
-        begin, end = around
+    def words(lengths: np.ndarray, begin: Sequence[int] = (), end: Sequence[int] = ()) -> Ragged:
         some = (rng.integers(WORDS, vocabulary, length) for length in lengths)
         return Ragged.of([np.array([*begin, *one, *end], np.int64) for one in some], np.zeros(0, np.int64))
 
-    sources, targets = words(places, [], []), words(said, [BEGIN], [END])
+    sources, targets = words(places), words(said, [BEGIN], [END])
     batches = []
     for each in Buckets(places + said + 1, rows, seed).epoch(0):
         (source, lengths), (ids, marked) = sources.padded(each), targets.padded(each)
-        batches.append(Texts(source, lengths, ids[:, :-1].masked_fill(ids[:, :-1] == END, PAD), ids[:, 1:], marked - 1))
+        read = ids[:, :-1].masked_fill(ids[:, :-1] == END, PAD)
+        batches.append(Texts(source, lengths, read, ids[:, 1:], marked - 1))
     return batches
 
 
@@ -293,7 +293,8 @@ def compare(
         plain, writer = Plain(vocabulary, hidden), Plain(vocabulary, hidden)
         lifelike(writer)
         ours, our_writer = like(plain), like(writer)
-    check_losses(ours, plain, batches)
+    for one, other in ((ours, plain), (our_writer, writer)):
+        check_losses(one, other, batches)
     check_searches(our_writer, writer, batches)
     sides = {
         "training": (

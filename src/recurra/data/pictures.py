@@ -240,6 +240,10 @@ def _columns(path: Path, table: Table, wish: Wish, pictured: bool) -> tuple[int 
             caption = others.pop()
         if caption is None:
             raise UsageError(f"{shown(path)}: which column holds the captions cannot be told; {_listed(table)}")
+    if picture is not None and picture == caption:
+        raise UsageError(
+            f"{shown(path)}: pictures and captions are both column {_title(table, picture)}; {_listed(table)}"
+        )
     return picture, caption
 
 

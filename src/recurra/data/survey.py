@@ -103,6 +103,8 @@ def survey_examples(parts: dict[str, Examples], lengths: dict[str, np.ndarray], 
     if train.kind == "series":
         report["channels"] = train.inputs[0].shape[1]
         warnings += _channel_warnings(train)
+    elif train.kind == "picture":
+        report["pixels"] = "{} x {}".format(*train.inputs[0].shape[:2])
     else:
         texts = {
             name: [words(one) if isinstance(one, str) else one for one in part.inputs] for name, part in parts.items()

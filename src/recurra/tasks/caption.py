@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,7 +33,8 @@ HOW = {"start": "none", "every-step": "uniform"}  # the attention that this way 
 
 @dataclass(kw_only=True, frozen=True)
 class Options(writing.Options):
-    """`[task]` of the config, beside what every task that writes has.
+    """`[task]` of the config, beside what every task that writes has; what was seen is fed into the next step (`feed`), since a
+    decoder that looks for itself starts from nothing.
 
     image        start: the decoder starts from the picture and sees it no more (Show and Tell; Vinyals et al. 2015,
                  arXiv:1411.4555); every-step: it sees the whole at every step (m-RNN); attend: it looks at places (Xu et al.
@@ -43,6 +45,7 @@ class Options(writing.Options):
     size         pixels of a picture, HEIGHTxWIDTH; none: as the first is, at most 128 a side
     """
 
+    feed: bool = True
     image: Literal["start", "every-step", "attend"] = "attend"
     attention: Literal["dot", "general", "additive", "location", "coverage", "multi-head"] = "additive"
     encoder: str = "cnn"
@@ -52,17 +55,20 @@ class Options(writing.Options):
 @final
 class Seen(nn.Module):
     """Pictures `[batch, height, width, 3]`, or features `[batch, places, features]` -> what is seen at each place `[batch, places,
-    output_size]` and, as a summary, its mean. Past a row's end, in `lengths`, there are no places; pictures have them all."""
+    output_size]` and, as a summary, its mean; or nothing (`blind`), where the decoder is to look for itself: one that starts
+    from all that there is learns to do without looking. Past a row's end, in `lengths`, there are no places; pictures have
+    them all."""
 
-    def __init__(self, look: SmallCNN | None, features: int, size: int, dropout: float) -> None:
+    def __init__(self, look: SmallCNN | None, features: int, size: int, dropout: float, blind: bool = False) -> None:
         super().__init__()
-        self.look, self.dropout, self.output_size = look, dropout, size
+        self.look, self.dropout, self.output_size, self.blind = look, dropout, size, blind
         self.norm, self.out = nn.LayerNorm(features), nn.Linear(features, size)
 
     def forward(self, xs: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         seen = xs.to(self.out.weight.dtype) if self.look is None else self.look(xs)
         ys = masked(F.gelu(self.out(F.dropout(self.norm(seen), self.dropout, self.training))), lengths)
-        return ys, mean_over(ys, lengths)
+        summary = mean_over(ys, lengths)
+        return ys, torch.zeros_like(summary) if self.blind else summary
 
 
 @final
@@ -114,11 +120,10 @@ class Caption(Writes):
         return HOW.get(self.options.image, self.options.attention)
 
     def encoder(self, config: Config) -> nn.Module:
-        hidden, dropout = int(config.model.hidden), float(config.model.dropout)
-        if self.inputs.picture is not None and self.inputs.picture.backbone is None:
-            look = SmallCNN()
-            return Seen(look, look.size, hidden, dropout)
-        return Seen(None, self.known["features"], hidden, dropout)
+        ours = self.inputs.picture is not None and self.inputs.picture.backbone is None
+        look = SmallCNN() if ours else None
+        features, blind = self.known["features"] if look is None else look.size, self.options.image == "attend"
+        return Seen(look, features, int(config.model.hidden), float(config.model.dropout), blind)
 
     def network(self, config: Config, encoder: nn.Module) -> nn.Module:
         return EncoderDecoder(encoder, self.decoder(config, int(config.model.hidden), self.table(config)))

@@ -84,6 +84,7 @@ class Options:
                 raise UsageError(f"task.{name} was {given}, wanted a number from {low:g} to {high:g}")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UsageError(f"task.batch_tokens was {self.batch_tokens}, wanted at least 1")
+        Search().beam(self, steps=1, end=0)  # what it cannot take is said before the training
 
 
 class Written(NamedTuple):
@@ -227,7 +228,7 @@ class Writes(OnExamples):
             f"{left_out:,} texts of more than {self.options.longest} tokens are left out of training (task.longest)",
         ]
 
-    @cached_property
+    @property
     def _kept(self) -> np.ndarray:
         """Which texts of the training are learnt from. Raises DataError where there are none."""
         kept = np.flatnonzero(self.parts["train"].targets.ids.lengths - 2 <= self.options.longest)
