@@ -33,8 +33,8 @@ HOW = {"start": "none", "every-step": "uniform"}  # the attention that this way 
 
 @dataclass(kw_only=True, frozen=True)
 class Options(writing.Options):
-    """`[task]` of the config, beside what every task that writes has; what was seen is fed into the next step (`feed`), since a
-    decoder that looks for itself starts from nothing.
+    """`[task]` of the config, beside what every task that writes has; with attend, what was seen is fed into the next step
+    (`feed`), since a decoder that looks for itself starts from nothing.
 
     image        start: the decoder starts from the picture and sees it no more (Show and Tell; Vinyals et al. 2015,
                  arXiv:1411.4555); every-step: it sees the whole at every step (m-RNN); attend: it looks at places (Xu et al.
@@ -118,6 +118,10 @@ class Caption(Writes):
     @property
     def attention(self) -> str:
         return HOW.get(self.options.image, self.options.attention)
+
+    @property
+    def feeds(self) -> bool:
+        return self.options.feed and self.options.image == "attend"
 
     def encoder(self, config: Config) -> nn.Module:
         ours = self.inputs.picture is not None and self.inputs.picture.backbone is None

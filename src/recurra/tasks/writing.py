@@ -147,6 +147,11 @@ class Writes(OnExamples):
         """The name of the decoder's attention in `ATTENTIONS`, or none."""
 
     @property
+    def feeds(self) -> bool:
+        """Whether what was seen at a step is fed into the next."""
+        return self.options.feed
+
+    @property
     def copies(self) -> bool:
         """Whether the decoder may copy from the source."""
         return False
@@ -252,7 +257,7 @@ class Writes(OnExamples):
         hidden = options.decoder_hidden or int(model.hidden)
         attention = self._attention(hidden, memory_size)
         tied = config.embed.tied is True
-        fed = (table.embedding_dim if tied else hidden) * options.feed
+        fed = (table.embedding_dim if tied else hidden) * self.feeds
         name = options.decoder or config.cell.name
         if name not in CELLS:
             raise UsageError(f"there is no cell called {name!r}; the cells are {', '.join(CELLS)}")
@@ -266,7 +271,7 @@ class Writes(OnExamples):
             cells = [LockedDropout(cell, float(model.dropout)) for cell in cells[:-1]] + cells[-1:]
         core = cells[0] if len(cells) == 1 else Stacked(cells)
         return Decoder(
-            table, core, memory_size, attention, feed=options.feed, copy=self.copies, tied=tied,
+            table, core, memory_size, attention, feed=self.feeds, copy=self.copies, tied=tied,
             input_dropout=float(model.input_dropout), dropout=float(model.dropout),
         )  # fmt: skip
 
