@@ -111,7 +111,8 @@ TRIALS = {
     ),
     "debian summaries": Trial(
         f"seq2seq {PARTS} --text 3 --label 2".replace("SET", "debian-summaries").replace("END", "tsv")
-        + " --steps 422 --set data.longest=150 --set task.score=rouge-l --set task.pointer=true", {"rouge_l": "> 0.2712 (lead-1)"}, "",
+        + " --steps 422 --set data.longest=150 --set task.score=rouge-l --set task.pointer=true",
+        {"rouge_l": "> 0.2712 (lead-1)"}, "",
     ),
     "sgd, next system turn": Trial(
         f"seq2seq {PARTS}".replace("SET", "sgd-dialogues").replace("END", "jsonl")

@@ -21,7 +21,7 @@ from recurra.attention import General
 from recurra.bench.kernels import PAUSE
 from recurra.cells import LSTM
 from recurra.config import OptimizerConfig
-from recurra.data.feed import Buckets, Ragged
+from recurra.data.feed import POOL, Buckets, Ragged
 from recurra.decode import Beam
 from recurra.decoder import Decoder, EncoderDecoder
 from recurra.errors import RecurraError
@@ -30,7 +30,7 @@ from recurra.kernels import native
 from recurra.models import Encoder, encoder_layers, resting
 from recurra.state import within
 
-VOCABULARY, ROWS, BATCHES, SHORTEST, LONGEST = 6_000, 64, 4, 8, 25
+VOCABULARY, ROWS, BATCHES, SHORTEST, LONGEST = 6_000, 64, 3, 8, 25
 PAD, BEGIN, END, WORDS = 0, 2, 3, 4  # ids; words from WORDS on
 WIDTH, LIMIT, LENGTH_PENALTY, SMOOTHING = 5, 47, 0.6, 0.1  # as the task seq2seq has them, with LONGEST tokens at most
 
@@ -60,9 +60,8 @@ class Found(NamedTuple):
 
 
 def made_up(vocabulary: int = VOCABULARY, rows: int = ROWS, seed: int = 0) -> list[Texts]:
-    """Batches of random words, whose rows have about the same length."""
-    rng = np.random.default_rng(seed)
-    count = BATCHES * rows
+    """Batches of random words: a few of those that the task would make of a pool of such texts, so there is little padding."""
+    rng, count = np.random.default_rng(seed), POOL * rows
     places = np.clip(rng.normal(14, 4, count).round(), SHORTEST, LONGEST).astype(np.int64)
     said = np.clip((places + rng.normal(0, 2, count)).round(), SHORTEST, LONGEST).astype(np.int64)
 
@@ -72,7 +71,7 @@ def made_up(vocabulary: int = VOCABULARY, rows: int = ROWS, seed: int = 0) -> li
 
     sources, targets = words(places), words(said, [BEGIN], [END])
     batches = []
-    for each in Buckets(places + said + 1, rows, seed).epoch(0):
+    for each in Buckets(places + said + 1, rows, seed).epoch(0)[:BATCHES]:
         (source, lengths), (ids, marked) = sources.padded(each), targets.padded(each)
         read = ids[:, :-1].masked_fill(ids[:, :-1] == END, PAD)
         batches.append(Texts(source, lengths, read, ids[:, 1:], marked - 1))
