@@ -28,6 +28,7 @@ from recurra.tasks.looks import Pixels
 from recurra.tasks.writing import Writes
 from recurra.vision import SmallCNN, pretrained
 
+PRETRAINED = (224, 224)  # pixels that pretrained networks saw
 HOW = {"start": "none", "every-step": "uniform"}  # the attention that this way of looking amounts to
 
 
@@ -42,7 +43,7 @@ class Options(writing.Options):
     attention    with attend, how: a name in `attention.ATTENTIONS`
     encoder      cnn, a small one that is trained along; or a pretrained network that stays as it is: efficientnet-lite0 or
                  timm:NAME. Of no use where features were given
-    size         pixels of a picture, HEIGHTxWIDTH; none: as the first is, at most 128 a side
+    size         pixels of a picture, HEIGHTxWIDTH; none: as the first is, at most 128 a side, or what a pretrained network wants
     """
 
     feed: bool = True
@@ -171,9 +172,10 @@ class Caption(Writes):
 
 
 def _size(config: Config) -> tuple[int, int] | None:
-    given = (config.task.model_extra or {}).get("size")
+    options = config.task.model_extra or {}
+    given = options.get("size")
     if given is None:
-        return None
+        return None if options.get("encoder", "cnn") == "cnn" else PRETRAINED
     sides = str(given).lower().split("x")
     if len(sides) != 2 or not all(side.isdigit() and 8 <= int(side) <= 1024 for side in sides):
         raise UsageError(f"task.size was {given!r}, wanted HEIGHTxWIDTH in pixels, each from 8 to 1024, such as 64x64")
