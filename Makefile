@@ -44,6 +44,7 @@ bench: install
 	$(BIN)/recurra bench language
 	$(BIN)/recurra bench cells --no-laws
 	$(BIN)/recurra bench kernels
+	$(BIN)/recurra bench seq2seq
 
 docs: install
 	mkdir -p docs

@@ -38,6 +38,7 @@ COMMANDS = [
     "bench language",
     "bench cells",
     "bench kernels",
+    "bench seq2seq",
 ]
 SETTINGS = [part for setting in ("train.rows=4", "train.chunk=8") for part in ("--set", setting)]
 SMALL = ["--hidden", "8", "--threads", "1", *SETTINGS]

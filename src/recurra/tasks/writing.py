@@ -244,10 +244,13 @@ class Writes(OnExamples):
         return kept
 
     def _buckets(self) -> Buckets:
-        part, train = self.parts["train"], self.config.train
-        steps = part.inputs.steps.lengths[part.targets.owners] + part.targets.ids.lengths - 1
+        train = self.config.train
         rows = int(train.rows) if train.rows != "auto" else 64
-        return Buckets(steps[self._kept], rows, train.seed, self.options.batch_tokens)
+        return Buckets(self._steps(self.parts["train"])[self._kept], rows, train.seed, self.options.batch_tokens)
+
+    def _steps(self, part: Part) -> np.ndarray:
+        """How long each text is with what it is about: those of like length are learnt together."""
+        return part.inputs.steps.lengths[part.targets.owners] + part.targets.ids.lengths - 1
 
     # --- the model --------------------------------------------------------------------------------------------------
 
