@@ -15,8 +15,9 @@ import numpy as np
 import recurra
 from recurra.data.examples import Examples
 from recurra.data.shapes import COLOURS, SHAPES, Box, scenes
+from recurra.data.tokens import BLANK
 from recurra.tasks.caption import Caption
-from recurra.tasks.looks import BLANK, Pixels
+from recurra.tasks.looks import Pixels
 
 PICTURES, SEED, PLACE = 300, 2026, 8
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import recurra
 import recurra.errors
 from recurra import folds, testing
+from recurra.cells import CELLS
 from recurra.config import build
 from recurra.data import split
 from recurra.data.feed import Buckets, Ragged
@@ -362,7 +363,8 @@ def test_buckets_by_steps_hold_no_more_than_that(lengths: list[int], steps: int,
             some = np.array(lengths)[rows]
             assert len(rows) == 1 or len(rows) * some.max() <= steps
     whole = sorted(
-        (sorted(np.array(lengths)[rows].tolist()) for rows in buckets.epoch(0)), key=lambda one: (one[-1], one)
+        (sorted(np.array(lengths)[rows].tolist()) for rows in buckets.epoch(0)),
+        key=lambda one: (one[0], one[-1], -len(one)),  # of several batches of one length the short one is the last
     )
     for one, after in itertools.pairwise(whole):
         assert (len(one) + 1) * after[0] > steps, "one more row would have fitted"
@@ -1031,6 +1033,18 @@ def test_where_a_network_looked_is_part_of_its_answer(tmp_path: Path) -> None:
         made("regress", Path(tempfile.mkdtemp(dir=tmp_path)))[0].search(width=3)
 
 
+@pytest.mark.parametrize("feed", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_reads_and_writes(cell: str, feed: bool, tmp_path: Path) -> None:
+    """Two layers of it on each side, whatever its outputs and its state are like."""
+    task = recurra.train(
+        "seq2seq", pairs(tmp_path), out=tmp_path / "run", cell=cell, hidden=6, layers=2, steps=2, threads=1,
+        settings={"data": SIDES, "task": {"feed": feed}, "train": {"rows": 4}},
+    )  # fmt: skip
+    answer = next(task.answers(["two one"], 1, task.search(look=True)))
+    assert not isinstance(answer, DataError) and answer["look"].weights.sum(1) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("kind", ["seq2seq", "seq2seq in byte pairs", "seq2seq in words, apart"])
 def test_texts_begin_and_hold_what_was_asked_for(kind: str, tmp_path: Path) -> None:
     task, question = made(kind, tmp_path)
@@ -1044,6 +1058,13 @@ def test_texts_begin_and_hold_what_was_asked_for(kind: str, tmp_path: Path) -> N
     assert drawn[0] == drawn[1] != drawn[2]
     with pytest.raises(UsageError, match="leave out the temperature"):
         task.search(temperature=1.0, prefix="two")
+    with pytest.raises(UsageError, match="give a temperature too"):
+        task.search(top_k=3)
+    with torch.no_grad():
+        task.model.decoder.readout.bias[task.tokens.encode("two")[0]] = -torch.inf  # type: ignore[attr-defined]
+    for look in (False, True):
+        with pytest.raises(UsageError, match="nothing can be written with this prefix"):
+            list(task.answers([question], 1, task.search(prefix="two", look=look)))
 
 
 def test_each_of_several_captions_is_learnt_and_any_of_them_is_right(tmp_path: Path) -> None:
@@ -1065,6 +1086,46 @@ def test_each_of_several_captions_is_learnt_and_any_of_them_is_right(tmp_path: P
     both = zip(train.examples.inputs, train.examples.targets or (), strict=True)
     assert set(seen) == {(one, text) for one, texts in both for text in texts}
     assert set(seen.values()) == {1}
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "seq2seq in byte pairs", "caption"])
+def test_what_writes_starts_from_the_frequencies_of_its_tokens(kind: str, tmp_path: Path) -> None:
+    task, _ = made(kind, tmp_path)
+    counts = Counter[int]()
+    for texts in task.parts["train"].examples.targets:  # type: ignore[attr-defined]
+        for text in texts:
+            counts.update([*task.tokens.encode(text).tolist(), task.tokens.end])  # type: ignore[attr-defined]
+    wanted = torch.tensor([counts[token] + 1.0 for token in range(task.tokens.size)])  # type: ignore[attr-defined]
+    found = task.model.decoder.readout.bias.exp()  # type: ignore[attr-defined]
+    torch.testing.assert_close(found, wanted / wanted.sum())
+
+
+def test_a_pass_shows_each_picture_once_with_one_of_its_captions(tmp_path: Path) -> None:
+    rows = [{"place": at, "caption": [f"number {at}", f"no {at}", f"{at}"][: 1 + at % 3]} for at in range(20)]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    np.save(tmp_path / "seen.npy", np.arange(20, dtype=np.float32)[:, None, None].repeat(3, 2))
+    (tmp_path / "data").mkdir()
+    config = build({"task": {"name": "caption"}, "train": {"rows": 8}, "model": {"hidden": 5}})
+    task = TASKS["caption"].prepare(
+        config, Sources([tmp_path / "said.jsonl", tmp_path / "seen.npy"]), tmp_path / "data"
+    )
+    task.build(task.settle(config, 1.0))
+    train, met = task.parts["train"], Counter[str]()  # type: ignore[attr-defined]
+    told = {said for texts in train.examples.targets for said in texts}
+    for begin in range(0, 20 * task.steps_per_epoch(), task.steps_per_epoch()):
+        numbers = []
+        for batch in itertools.islice(task.batches(begin), task.steps_per_epoch()):
+            for seen, row, size in zip(batch.inputs, batch.targets[1], batch.targets[2], strict=True):
+                said = task.tokens.decode(row[:size].numpy())  # type: ignore[attr-defined]
+                numbers.append(int(said.split()[-1]))
+                met[said] += 1
+                assert any(torch.allclose(seen, one) for one in task.read(train, np.array([0]))[0]) == (  # type: ignore[attr-defined]
+                    said in train.examples.targets[0]
+                )
+        assert sorted(numbers) == sorted(int(texts[0].split()[-1]) for texts in train.examples.targets)
+    assert set(met) == told
+    first, again = (next(iter(task.batches(3))) for _ in range(2))
+    assert torch.equal(first.targets[0], again.targets[0])
 
 
 @pytest.mark.parametrize(

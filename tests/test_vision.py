@@ -22,6 +22,11 @@ from recurra.vision import LITE0, EfficientNetLite0, Frozen, SmallCNN, features,
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
+@pytest.fixture(autouse=True)
+def none_is_loaded_yet() -> None:
+    vision.shared.cache_clear()
+
+
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 

@@ -79,8 +79,8 @@ class Decoder(nn.Module):
             raise UsageError("to copy from the source it has to be looked at; take an attention")
         self.embedding, self.core, self.attention = embedding, core, attention
         self.feed, self.input_dropout, self.dropout = feed, input_dropout, dropout
-        self.sizes = [leaf.shape[1] for leaf in leaves(core.initial_state(0))]
-        self.bridge = nn.Linear(memory_size, sum(self.sizes))
+        self.shapes = [leaf.shape[1:] for leaf in leaves(core.initial_state(0))]
+        self.bridge = nn.Linear(memory_size, sum(shape.numel() for shape in self.shapes))
         self.vector_size = embedding.embedding_dim if tied else core.output_size
         seen = core.output_size + (0 if attention is None else attention.output_size)
         self.together = nn.Linear(seen, self.vector_size) if attention is not None or tied else None
@@ -152,9 +152,10 @@ class Attending(Cell):
     def initial_state(self, batch: int) -> DecoderState:
         decoder = self.decoder
         summary = self._of_each(self.summary, batch).to(decoder.bridge.weight.dtype)
-        parts = torch.tanh(decoder.bridge(summary)).split(decoder.sizes, 1)
+        parts = torch.tanh(decoder.bridge(summary)).split([shape.numel() for shape in decoder.shapes], 1)
+        fields = (part.view(batch, *shape) for part, shape in zip(parts, decoder.shapes, strict=True))
         weights = summary.new_zeros(batch, self.values.shape[1])
-        core = refill(decoder.core.initial_state(batch), parts)
+        core = refill(decoder.core.initial_state(batch), fields)
         return DecoderState(core, summary.new_zeros(batch, decoder.vector_size), weights, weights)
 
     def project(self, xs: Tensor) -> Tensor:

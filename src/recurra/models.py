@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recurra.cells import CELLS, Cell, LockedDropout, Packed, Stacked, with_packed_weights
+from recurra.cells import CELLS, Cell, LockedDropout, Packed, Stacked, cell_called, with_packed_weights
 from recurra.crf import CRF
 from recurra.errors import UsageError
 from recurra.init import PRESETS
@@ -87,11 +87,10 @@ def resting(model: nn.Module) -> Iterator[None]:
 
 def stack(cell: str, inputs: int, hidden: int, layers: int, dropout: float, **options: object) -> Cell:
     """`layers` cells of the same kind on top of each other, with locked dropout on the outputs of each."""
-    if cell not in CELLS:
-        raise UsageError(f"there is no cell called {cell!r}; the cells are {', '.join(CELLS)}")
+    kind = cell_called(cell)
     cells: list[Cell] = []
     for _ in range(layers):
-        cells.append(CELLS[cell](cells[-1].output_size if cells else inputs, hidden, **options))
+        cells.append(kind(cells[-1].output_size if cells else inputs, hidden, **options))
     if dropout > 0:
         cells = [LockedDropout(one, dropout) for one in cells]
     return cells[0] if layers == 1 else Stacked(cells)
@@ -200,12 +199,11 @@ def encoder_layers(
     cell: str, inputs: int, hidden: int, layers: int, bidirectional: bool, start: str = "torch", **options: object
 ) -> list[Layer]:
     """Recurrent layers of the same kind, in one direction or in both."""
-    if cell not in CELLS:
-        raise UsageError(f"there is no cell called {cell!r}; the cells are {', '.join(CELLS)}")
+    kind = cell_called(cell)
     made: list[Layer] = []
     for _ in range(layers):
         size = made[-1].output_size if made else inputs
-        cells = [CELLS[cell](size, hidden, **options) for _ in range(1 + bidirectional)]
+        cells = [kind(size, hidden, **options) for _ in range(1 + bidirectional)]
         for one in cells:
             PRESETS[start](one)
         made.append(Bidirectional(*cells) if bidirectional else Recurrent(cells[0]))

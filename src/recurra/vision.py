@@ -11,6 +11,7 @@ row.
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self, final
 
@@ -82,6 +83,12 @@ def pretrained(name: str) -> "Frozen":
     raise UsageError(
         f"there is no pretrained network {name!r}; wanted {LITE0}, or {TIMM}NAME with a name that timm knows"
     )
+
+
+@lru_cache(maxsize=1)
+def shared(name: str) -> "Frozen":
+    """`pretrained(name)`, loaded once for all who ask."""
+    return pretrained(name)
 
 
 @final
@@ -160,7 +167,7 @@ def _computed(pixels: dict[str, np.ndarray], name: str) -> Iterator[tuple[str, n
     """One picture after the other: together their maps would not fit into a core's cache, and take three times as long."""
     if not pixels:
         return
-    network = pretrained(name)
+    network = shared(name)
     for key, picture in pixels.items():
         with torch.inference_mode():
             values = network(torch.tensor(picture)[None])[0]

@@ -1,5 +1,7 @@
 """Recurrent cells, one file a family. `CELLS` is every name that `--cell` takes."""
 
+from collections.abc import Callable
+
 from recurra.cells.base import Cell
 from recurra.cells.elman import Elman, ElmanState, Jordan, JordanState
 from recurra.cells.gru import GRU, MGU, GRUState, LayerNormGRU
@@ -8,6 +10,7 @@ from recurra.cells.lstm import LSTM, CoupledLSTM, LayerNormLSTM, LSTMState, Peep
 from recurra.cells.packed import Packed, with_packed_weights
 from recurra.cells.window import Window, WindowState
 from recurra.cells.wrap import LearntStart, LockedDropout, Projected, RandomStart, Residual, Stacked, Zoneout
+from recurra.errors import UsageError
 
 CELLS: dict[str, type[Cell]] = {
     "elman": Elman,
@@ -23,6 +26,14 @@ CELLS: dict[str, type[Cell]] = {
     "mgu": MGU,
     "window": Window,
 }
+
+
+def cell_called(name: str) -> Callable[..., Cell]:
+    """The cell of this name. Raises UsageError, which names those there are."""
+    if name not in CELLS:
+        raise UsageError(f"there is no cell called {name!r}; the cells are {', '.join(CELLS)}")
+    return CELLS[name]
+
 
 __all__ = [
     "CELLS",
@@ -54,5 +65,6 @@ __all__ = [
     "Window",
     "WindowState",
     "Zoneout",
+    "cell_called",
     "with_packed_weights",
 ]  # fmt: skip

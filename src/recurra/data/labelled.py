@@ -6,7 +6,7 @@ import json
 import math
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -230,12 +230,7 @@ def _whole(path: Path, wish: Wish, tolerant: bool) -> Part:
 
 
 def _part(path: Path, wish: Wish) -> Part:
-    kind = kind_of(path)
-    if kind in (".csv", ".tsv"):
-        return _from_table(path, _delimited(path, tabs=kind == ".tsv"), wish)
-    if kind == ".parquet":
-        return _from_table(path, _parquet(path), wish)
-    return _from_table(path, _json_lines(path), wish) if kind in JSON_LINES else _lines(path, wish)
+    return _from_table(path, table_of(path), wish) if kind_of(path) in TABLES else _lines(path, wish)
 
 
 def _lines(path: Path, wish: Wish) -> Part:
@@ -276,6 +271,14 @@ def _refuse_columns(path: Path, wish: Wish) -> None:
 
 
 # Tables
+
+
+def table_of(path: Path) -> Table:
+    """The table in a file of one of the kinds `TABLES`; where its first row may be names, it is still among the rows."""
+    kind = kind_of(path)
+    if kind in (".csv", ".tsv"):
+        return _delimited(path, tabs=kind == ".tsv")
+    return _parquet(path) if kind == ".parquet" else _json_lines(path)
 
 
 def _delimited(path: Path, tabs: bool) -> Table:
@@ -363,37 +366,38 @@ def _from_table(path: Path, table: Table, wish: Wish) -> Part:
             return Part([], table.problems, table.notes)
         raise DataError(f"{shown(path)} holds no row: give a file with texts")
     if table.names is None:
-        table = _headed(table, wish)
+        table = headed(table, wish)
         if not table.rows:
             raise DataError(f"{shown(path)} holds only the names of columns: give a file with texts")
     text, label = _chosen(path, table, wish)
     rows = [
-        Row(line, _word(cells.get(text)) or "", None if label is None else _labels(cells.get(label), wish.separator))
+        Row(
+            line, written(cells.get(text)) or "", None if label is None else labels_in(cells.get(label), wish.separator)
+        )
         for line, cells in table.rows
     ]
-    return Part(rows, table.problems, [_understood(table, text, label), *table.notes])
+    return Part(rows, table.problems, [understood(table, {"text is": text, "label is": label}), *table.notes])
 
 
-def _understood(table: Table, text: int, label: int | None) -> str:
-    said = f"text is column {_title(table, text)}"
-    if label is not None:
-        said += f", label is column {_title(table, label)}"
-    rest = [_title(table, column) for column in range(_width(table)) if column not in (text, label)]
+def understood(table: Table, used: Mapping[str, int | None]) -> str:
+    """In words what each column is taken for, such as text and label, and which are not read."""
+    said = ", ".join(f"{what} column {title(table, at)}" for what, at in used.items() if at is not None)
+    rest = [title(table, at) for at in range(width_of(table)) if at not in used.values()] if table.rows else []
     some = ", ".join(rest[:12]) + (" ..." if len(rest) > 12 else "")
     return said + (f"; not read: {some}" if rest else "")
 
 
-def _labels(cell: Any, separator: str | None) -> tuple[str, ...] | None:
+def labels_in(cell: Any, separator: str | None) -> tuple[str, ...] | None:
     """The labels in a cell; None if it holds none, or what is no label. An empty list is one: of no label."""
     if isinstance(cell, list):
-        words = [(_word(one) or "").strip() for one in cell]
+        words = [(written(one) or "").strip() for one in cell]
         return tuple(words) if all(words) else None
-    word = _word(cell) or ""
+    word = written(cell) or ""
     parts = [part.strip() for part in (word.split(separator) if separator else [word])]
     return tuple(part for part in parts if part) or None
 
 
-def _word(cell: Any) -> str | None:
+def written(cell: Any) -> str | None:
     """A cell as it is written; None for nothing, NaN, and what is built of parts."""
     if cell is None or isinstance(cell, list | dict) or (isinstance(cell, float) and math.isnan(cell)):
         return None
@@ -403,7 +407,7 @@ def _word(cell: Any) -> str | None:
 # Which columns
 
 
-def _headed(table: Table, wish: Wish) -> Table:
+def headed(table: Table, wish: Wish) -> Table:
     """The first row taken as the names of the columns, if it looks like them."""
     first = list(table.rows[0][1].values())
     below = [[cells[column] for _, cells in table.rows[1:]] for column in range(len(first))]
@@ -431,33 +435,35 @@ def _are_names(first: list[str], below: list[list[str]], wish: Wish) -> bool:
 
 def _chosen(path: Path, table: Table, wish: Wish) -> tuple[int, int | None]:
     """The columns of text and label: as said, else by name, else by content. The label is None if it is not wanted."""
-    text = None if wish.text is None else _said(path, table, wish.text)
-    label = None if wish.label is None or not wish.wanted else _said(path, table, wish.label)
+    text = None if wish.text is None else asked_column(path, table, wish.text)
+    label = None if wish.label is None or not wish.wanted else asked_column(path, table, wish.label)
     if label is None:
-        label = _by_name(path, table, LABEL_NAMES, text)
+        label = named_column(path, table, LABEL_NAMES, text)
     if text is None:
-        text = _by_name(path, table, TEXT_NAMES, label)
-    if wish.pairs and _width(table) == 2:
+        text = named_column(path, table, TEXT_NAMES, label)
+    if wish.pairs and width_of(table) == 2:
         text = (0 if label is None else 1 - label) if text is None else text
         label = 1 - text if label is None else label
     if text is None or (label is None and wish.wanted):
         text, label = _by_content(path, table, text, label, wish.wanted)
     if text == label:
-        raise UsageError(f"{shown(path)}: text and label were both given as column {_title(table, text)}: name two")
+        raise UsageError(f"{shown(path)}: text and label were both given as column {title(table, text)}: name two")
     return text, label if wish.wanted else None
 
 
-def _said(path: Path, table: Table, asked: str) -> int:
+def asked_column(path: Path, table: Table, asked: str) -> int:
+    """The column of this name, or of this number: from 1, or from the last at -1. Raises UsageError."""
     if table.names and asked in table.names:
         return _only(path, table.names, asked)
-    width = _width(table)
+    width = width_of(table)
     number = int(asked) if re.fullmatch(r"-?[0-9]{1,9}", asked) else 0
     if not 1 <= abs(number) <= width:
-        raise UsageError(f"{shown(path)} has no column {asked!r}; {_listed(table)}")
+        raise UsageError(f"{shown(path)} has no column {asked!r}; {listed(table)}")
     return number - 1 if number > 0 else width + number
 
 
-def _by_name(path: Path, table: Table, wanted: Iterable[str], taken: int | None) -> int | None:
+def named_column(path: Path, table: Table, wanted: Iterable[str], taken: int | None) -> int | None:
+    """The first column that has one of the wanted names and is not taken. Raises UsageError where two have it."""
     names = [name.strip().casefold() for name in table.names or []]
     found = next((name for name in wanted if name in names and names.index(name) != taken), None)
     return None if found is None else _only(path, names, found)
@@ -480,13 +486,13 @@ def _by_content(path: Path, table: Table, text: int | None, label: int | None, w
         able = {column for column, about in columns.items() if about.length and not about.numeric} - {label}
         pool = sorted((able - few) or able, key=lambda column: -columns[column].length)
         if not pool or (len(pool) > 1 and columns[pool[1]].length > 0.7 * columns[pool[0]].length):
-            raise UsageError(f"{shown(path)}: which column is the text cannot be told; {_listed(table)}")
+            raise UsageError(f"{shown(path)}: which column is the text cannot be told; {listed(table)}")
         text = pool[0]
     if label is None and wanted:
         others = set(columns) - {text}
         able = few & others or {column for column in others if columns[column].numeric}
         if len(able) != 1:
-            raise UsageError(f"{shown(path)}: which column is the label cannot be told; {_listed(table)}")
+            raise UsageError(f"{shown(path)}: which column is the label cannot be told; {listed(table)}")
         label = able.pop()
     return text, label
 
@@ -508,9 +514,10 @@ def _looks(cells: list[Any]) -> Column:
     )
 
 
-def _listed(table: Table) -> str:
+def listed(table: Table) -> str:
+    """In words the columns with an example of each, for an error that asks which."""
     columns = _columns(table)
-    some = [f"{_title(table, column)} such as {_cut(about.example)}" for column, about in columns.items()]
+    some = [f"{title(table, column)} such as {_cut(about.example)}" for column, about in columns.items()]
     return (
         f"its columns: {'; '.join(some[:12])}{' ...' if len(some) > 12 else ''}. "
         f"Say which with --text {'NAME' if table.names else 'NUMBER'} --label {'NAME' if table.names else 'NUMBER'}"
@@ -521,9 +528,11 @@ def _cut(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
-def _title(table: Table, column: int) -> str:
+def title(table: Table, column: int) -> str:
+    """What a column is called: its name, or its number from 1."""
     return _cut(table.names[column]) if table.names else str(column + 1)
 
 
-def _width(table: Table) -> int:
+def width_of(table: Table) -> int:
+    """How many columns there are."""
     return len(table.names or table.rows[0][1])

@@ -5,6 +5,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,20 +17,19 @@ from recurra.data.labelled import (
     TABLES,
     Table,
     Wish,
-    _by_name,
-    _delimited,
-    _headed,
-    _json_lines,
-    _labels,
-    _listed,
-    _parquet,
-    _said,
-    _title,
-    _width,
-    _word,
+    asked_column,
+    headed,
     joined,
     kind_of,
+    labels_in,
+    listed,
+    named_column,
     settle,
+    table_of,
+    title,
+    understood,
+    width_of,
+    written,
 )
 from recurra.data.read import shown
 from recurra.data.tables import READING, arrays
@@ -199,24 +199,22 @@ def _part(path: Path, wish: Wish, pictured: bool) -> _Part:
     place = shown(path)
     lines: list[tuple[int, _Row | str]] = list(table.problems)
     for line, cells in table.rows:
-        name = "" if picture is None else (_word(cells.get(picture)) or "").strip()
-        said = None if caption is None else _labels(cells.get(caption), None)
+        name = "" if picture is None else (written(cells.get(picture)) or "").strip()
+        said = None if caption is None else labels_in(cells.get(caption), None)
         lines.append((line, _Row(f"{place}:{line}", path.parent, name, said or ())))
     lines.sort(key=lambda line: line[0])
-    return _Part([row for _, row in lines], [_understood(table, picture, caption), *table.notes])
+    return _Part(
+        [row for _, row in lines], [understood(table, {"pictures are": picture, "captions are": caption}), *table.notes]
+    )
 
 
 def _table(path: Path, wish: Wish) -> Table:
     """A table with names of its columns, where it has any."""
-    kind = kind_of(path)
-    if kind in (".csv", ".tsv"):
-        table = _delimited(path, tabs=kind == ".tsv")
-    else:
-        table = _parquet(path) if kind == ".parquet" else _json_lines(path)
+    table = table_of(path)
     if table.names is None and table.rows:
         first = [cell.strip() for cell in table.rows[0][1].values()]
         known = next((cell for cell in first if cell.casefold() in (*PICTURE_NAMES, *CAPTION_NAMES)), None)
-        table = _headed(table, wish._replace(text=known or wish.text))
+        table = headed(table, wish._replace(text=known or wish.text))
     if not table.rows and not table.problems:
         raise DataError(f"{shown(path)} holds no row: give a table with a row for each picture and caption")
     return table
@@ -226,41 +224,38 @@ def _columns(path: Path, table: Table, wish: Wish, pictured: bool) -> tuple[int 
     """The columns of the names of pictures and of captions: as said, else by name, else by what is in them."""
     if not table.rows:
         return None, None
-    caption = None if wish.label is None or not wish.wanted else _said(path, table, wish.label)
+    caption = None if wish.label is None or not wish.wanted else asked_column(path, table, wish.label)
     picture = None
     if pictured:
-        picture = _by_name(path, table, PICTURE_NAMES, caption) if wish.text is None else _said(path, table, wish.text)
+        picture = (
+            named_column(path, table, PICTURE_NAMES, caption)
+            if wish.text is None
+            else asked_column(path, table, wish.text)
+        )
         picture = _by_suffix(table) if picture is None else picture
         if picture is None:
-            raise UsageError(f"{shown(path)}: which column names the pictures cannot be told; {_listed(table)}")
+            raise UsageError(f"{shown(path)}: which column names the pictures cannot be told; {listed(table)}")
     if caption is None and wish.wanted:
-        caption = _by_name(path, table, CAPTION_NAMES, picture)
-        others = {*range(_width(table))} - {picture}
+        caption = named_column(path, table, CAPTION_NAMES, picture)
+        others = {*range(width_of(table))} - {picture}
         if caption is None and len(others) == 1:
             caption = others.pop()
         if caption is None:
-            raise UsageError(f"{shown(path)}: which column holds the captions cannot be told; {_listed(table)}")
+            raise UsageError(f"{shown(path)}: which column holds the captions cannot be told; {listed(table)}")
     if picture is not None and picture == caption:
         raise UsageError(
-            f"{shown(path)}: pictures and captions are both column {_title(table, picture)}; {_listed(table)}"
+            f"{shown(path)}: pictures and captions are both column {title(table, picture)}; {listed(table)}"
         )
     return picture, caption
 
 
 def _by_suffix(table: Table) -> int | None:
     """The first column that holds names of pictures and nothing else."""
-    for column in range(_width(table)):
-        names = [_word(cells.get(column)) or "" for _, cells in table.rows]
+    for column in range(width_of(table)):
+        names = [written(cells.get(column)) or "" for _, cells in table.rows]
         if all(name.strip().lower().endswith(PICTURES) for name in names):
             return column
     return None
-
-
-def _understood(table: Table, picture: int | None, caption: int | None) -> str:
-    used = {"pictures": picture, "captions": caption}
-    said = [f"{what} are column {_title(table, at)}" for what, at in used.items() if at is not None]
-    rest = [_title(table, at) for at in range(_width(table)) if at not in used.values()] if table.rows else []
-    return ", ".join(said) + (f"; not read: {', '.join(rest[:12])}{' ...' if rest[12:] else ''}" if rest else "")
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------------
@@ -329,12 +324,16 @@ def _too_large(size: int) -> str:
     return f"cannot be read: it has {size} bytes, and {BYTES} are the most"
 
 
+def _check_pillow() -> None:
+    if find_spec("PIL") is None:
+        raise UsageError("pictures are read by Pillow, which is not installed: pip install 'recurra[vision]'")
+
+
 def _decoded(content: bytes) -> "Image | str":
     """A picture in three colours, upright, on white; or, in words, why there is none."""
-    try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError:
-        raise UsageError("pictures are read by Pillow, which is not installed: pip install 'recurra[vision]'") from None
+    _check_pillow()
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is odd in a file and does not keep it from being read
@@ -437,6 +436,7 @@ def _times(values: np.ndarray) -> str:
 
 def resized(picture: np.ndarray, size: Size) -> np.ndarray:
     """A picture uint8 [height, width, 3] in another size, with white beside it where its sides have another proportion."""
+    _check_pillow()
     from PIL import Image
 
     return _fitted(Image.fromarray(picture), size)

@@ -37,6 +37,8 @@ LONGEST = 64  # characters of a piece that may enter the vocabulary of Words
 PIECES_COUNTED = 5_000_000  # distinct pieces counted at a time
 BPE_TEXT = 1 << 26  # characters that BPE learns from
 
+BLANK = "\u2423"  # how a blank is shown
+JOINS = "\u200d\ufe0f"  # hold an emoji together: nothing to see, nothing to escape
 END = "<end>"  # the end mark where it has to be shown; never found in a text
 DIGITS = range(1, 17)  # the ids of the hexadecimal digits in Characters and Words
 
@@ -117,7 +119,7 @@ class Tokens(ABC):
         if id in self.digits:
             return f"<0x{self.digits.index(id):X}_>"
         try:
-            return "".join(map(_visible, self.written[id].decode()))
+            return visible(self.written[id].decode().replace(" ", BLANK))
         except UnicodeDecodeError:
             return "".join(f"<0x{byte:02X}>" for byte in self.written[id])
 
@@ -648,8 +650,6 @@ def _without_surrogates(text: str) -> str:
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if _has_surrogates(text) else text
 
 
-def _visible(character: str) -> str:
-    if character == " ":
-        return "\u2423"
-    joins = character in "\u200d\ufe0f"  # holds an emoji together: nothing to see, nothing to escape
-    return character if character.isprintable() or joins else repr(character)[1:-1]
+def visible(text: str) -> str:
+    """The text with control characters, marks of direction and halves of characters escaped."""
+    return "".join(char if char.isprintable() or char in JOINS else repr(char)[1:-1] for char in text)

@@ -1,6 +1,6 @@
 """The caption task: a sentence about a picture (one to many)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from recurra import config as configuration
 from recurra.config import Config
 from recurra.data import pictures
+from recurra.data.batch import Batch
 from recurra.data.examples import Examples
+from recurra.data.feed import Buckets
 from recurra.data.survey import survey_examples
 from recurra.data.tokens import Tokens
 from recurra.decoder import EncoderDecoder
@@ -26,7 +28,7 @@ from recurra.tasks.examples import Part
 from recurra.tasks.inputs import Inputs, Picture, scale_of
 from recurra.tasks.looks import Pixels
 from recurra.tasks.writing import Writes
-from recurra.vision import SmallCNN, pretrained
+from recurra.vision import SmallCNN, shared
 
 PRETRAINED = (224, 224)  # pixels that pretrained networks saw
 HOW = {"start": "none", "every-step": "uniform"}  # the attention that this way of looking amounts to
@@ -120,9 +122,21 @@ class Caption(Writes):
     def attention(self) -> str:
         return HOW.get(self.options.image, self.options.attention)
 
-    def _steps(self, part: Part) -> np.ndarray:
-        """All the same: captions of one length say one kind of thing, and batches of them alone are learnt from slowly."""
-        return np.full(len(part.targets.owners), int(part.targets.ids.lengths.max()))
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """A pass shows every picture once, each with one of its captions by chance. Were all its captions rows of their own,
+        pictures of which much can be said would weigh most, and with them nobody learns to look: what is said of a picture of
+        few things tells where they are."""
+        part, kept = self.parts["train"], self._kept
+        _, begins, counts = np.unique(part.targets.owners[kept], return_index=True, return_counts=True)
+        for step, rows in self._buckets().batches(start):
+            chosen = np.random.default_rng([self.config.train.seed, step]).integers(counts[rows])
+            yield self.batch(part, kept[begins[rows] + chosen], step)
+
+    def _buckets(self) -> Buckets:
+        """Of all lengths together: captions of one length say one kind of thing, and batches of them alone are learnt from
+        slowly."""
+        targets = self.parts["train"].targets
+        return self._in_batches(np.full(len(np.unique(targets.owners[self._kept])), int(targets.ids.lengths.max())))
 
     @property
     def feeds(self) -> bool:
@@ -164,7 +178,7 @@ class Caption(Writes):
         height, width, backbone = self.inputs.picture
         shown = part.examples.inputs[row]
         shown = shown if shown.shape[:2] == (height, width) else pictures.resized(shown, (height, width))
-        return Pixels(shown, (SmallCNN() if backbone is None else pretrained(backbone)).grid(height, width))
+        return Pixels(shown, (SmallCNN() if backbone is None else shared(backbone)).grid(height, width))
 
     @classmethod
     def survey(cls, config: Config, sources: Sources) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recurra import config as configuration
 from recurra import storage
-from recurra.cells import CELLS
+from recurra.cells import cell_called
 from recurra.config import Config
 from recurra.data import read, split
 from recurra.data.batch import Batch
@@ -291,7 +291,7 @@ class OnExamples(Task):
             model.layers,
             bool(self.options.bidirectional),
             model.init,
-            **configuration.options(_cell(config.cell.name), config.cell.model_extra or {}, "cell"),
+            **configuration.options(cell_called(config.cell.name), config.cell.model_extra or {}, "cell"),
         )
         for layer in layers if float(model.recurrent_dropout) else ():
             weight_drop(layer, float(model.recurrent_dropout))
@@ -465,12 +465,6 @@ def series_of(value: Any, place: str) -> np.ndarray:
     if numbers.ndim != 2 or not len(numbers) or not np.isfinite(numbers).all():
         raise DataError(f"{place} holds numbers of shape {numbers.shape}; wanted finite ones, [time, channels]")
     return numbers
-
-
-def _cell(name: str) -> Any:
-    if name not in CELLS:
-        raise UsageError(f"there is no cell called {name!r}; the cells are {', '.join(CELLS)}")
-    return CELLS[name]
 
 
 def _length(inputs: Inputs, example: Any) -> int:

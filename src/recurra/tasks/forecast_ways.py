@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from recurra import config as configuration
-from recurra.cells import CELLS, Cell
+from recurra.cells import Cell, cell_called
 from recurra.config import Config
 from recurra.data.batch import Batch
 from recurra.data.panel import Columns, Panel
@@ -167,11 +167,10 @@ class Way(ABC):
     def core(self, config: Config, inputs: int, dropout: float) -> Cell:
         """The recurrent part: cells on top of each other, started and regularised as the config says."""
         name, model = config.cell.name, config.model
-        if name not in CELLS:
-            raise UsageError(f"there is no cell called {name!r}; the cells are {', '.join(CELLS)}")
+        kind = cell_called(name)
         if model.init not in PRESETS:
             raise UsageError(f"there is no start called {model.init!r}; they are {', '.join(PRESETS)}")
-        given = configuration.options(CELLS[name], config.cell.model_extra or {}, "cell")
+        given = configuration.options(kind, config.cell.model_extra or {}, "cell")
         core = stack(name, inputs, int(model.hidden), model.layers, dropout, **given)
         PRESETS[model.init](core)
         if float(model.recurrent_dropout) > 0:

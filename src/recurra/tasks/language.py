@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from recurra import config as configuration
 from recurra import storage
-from recurra.cells import CELLS
+from recurra.cells import cell_called
 from recurra.config import Config
 from recurra.data import read, texts
 from recurra.data import tokens as tokenisers
@@ -151,8 +151,6 @@ class Language(Task):
 
     def build(self, config: Config) -> None:
         model, cell = config.model, config.cell
-        if cell.name not in CELLS:
-            raise UsageError(f"there is no cell called {cell.name!r}; the cells are {', '.join(CELLS)}")
         given = cell.model_extra or {}
         self.config = config
         self.model = language_model(
@@ -166,7 +164,7 @@ class Language(Task):
             dropout=float(model.dropout),
             recurrent_dropout=float(model.recurrent_dropout),
             start=model.init,
-            **configuration.options(CELLS[cell.name], given, "cell"),
+            **configuration.options(cell_called(cell.name), given, "cell"),
         )
         if "vectors" in self.about:
             put_vectors(self._data(), cast(nn.Embedding, self.model.embedding).weight)  # type: ignore[misc]

@@ -19,12 +19,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from rich.cells import cell_len, set_cell_size
 
-from recurra.data.tokens import END, WORD
+from recurra.data.tokens import BLANK, END, WORD, visible
 from recurra.decode import Expansion, Hypothesis
 from recurra.errors import UsageError
 
-BLANK = "\u2423"  # how `Tokens.text` shows a blank
-JOINS = "\u200d\ufe0f"  # hold an emoji together
 MOST = 3  # places that a line of a terminal names
 VEIL = 200  # opacity, of 255, of the veil over what was not looked at
 BOX, STEP, LINE = (92, 32), 116, 40  # pixels: a node of a tree; from one step to the next; from one node to the next
@@ -112,7 +110,7 @@ def _read(spelled: re.Match[str]) -> str:
         text = bytes.fromhex(re.sub("<0x|_?>", "", spelled[0])).decode()
     except ValueError:
         return spelled[0]
-    return _visible(text.replace(" ", BLANK))
+    return visible(text.replace(" ", BLANK))
 
 
 def _begins(tokens: list[str]) -> list[int]:
@@ -168,7 +166,7 @@ def _goes_on(best: Hypothesis, step: int, token: int, ends: bool) -> bool:
 def text_lines(look: Look) -> list[str]:
     """A line for each written word: the places that it looked at most, with their weights. Raises UsageError."""
     _check(look)
-    words = [_visible(_parted(word)[1]) for word in look.written]
+    words = [visible(_parted(word)[1]) for word in look.written]
     places = _places(look.source)
     width = max(map(cell_len, words), default=0)
     lines = []
@@ -183,7 +181,7 @@ def _places(source: list[str] | Pixels) -> list[str]:
     if isinstance(source, Pixels):
         rows, columns = source.grid
         return [f"row {row + 1} column {column + 1}" for row in range(rows) for column in range(columns)]
-    return [_visible(_parted(word)[1]) for word in source]
+    return [visible(_parted(word)[1]) for word in source]
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -326,13 +324,8 @@ def _box(node: Node, corner: tuple[int, int]) -> str:
 # --- texts that anyone may have written ------------------------------------------------------------------------------
 
 
-def _visible(text: str) -> str:
-    """Control characters, marks of direction and halves of characters escaped, as `Tokens.text` does."""
-    return "".join(char if char.isprintable() or char in JOINS else repr(char)[1:-1] for char in text)
-
-
 def _shown(text: str) -> str:
-    return escape(_visible(text))
+    return escape(visible(text))
 
 
 def _parted(token: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from recurra import config as configuration
 from recurra.attention import ATTENTIONS, Attention
-from recurra.cells import CELLS, Cell, LockedDropout, Stacked
+from recurra.cells import Cell, LockedDropout, Stacked, cell_called
 from recurra.config import Config
 from recurra.data import tokens as tokenisers
 from recurra.data.batch import Batch
@@ -122,6 +122,10 @@ class Search:
     def __post_init__(self) -> None:
         if self.temperature is not None and (self.prefix or self.phrases):
             raise UsageError("a text that is drawn takes no prefix and no phrases; leave out the temperature")
+        if self.temperature is None and (self.top_k or self.top_p != 1):
+            raise UsageError(
+                "top_k and top_p say what a text is drawn from, and it was to be searched for; give a temperature too"
+            )
 
     def beam(self, options: Options, steps: int, end: int) -> Beam:
         names = ("length_penalty", "coverage_penalty", "no_repeat")
@@ -192,7 +196,7 @@ class Writes(OnExamples):
         kept = self.known["tokens"]
         return cast(Tokens, self.inputs.tokens) if kept is None else tokenisers.restored(kept)
 
-    def encode_targets(self, examples: Examples) -> "Written | None":
+    def encode_targets(self, examples: Examples) -> Written | None:
         if examples.targets is None:
             return None
         mark = np.array([self.tokens.end], np.int64)
@@ -201,7 +205,7 @@ class Writes(OnExamples):
         ids = [np.concatenate([mark, one, mark]).astype(np.int64) for one in encoded]
         return Written(Ragged.of(ids, np.zeros(0, np.int64)), np.array(owners, np.int64))
 
-    def targets(self, encoded: "Written", rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    def targets(self, encoded: Written, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """What is read, what is to be said next, and how many tokens each row has."""
         ids, lengths = encoded.ids.padded(rows)
         return ids[:, :-1], ids[:, 1:], lengths - 1
@@ -244,47 +248,62 @@ class Writes(OnExamples):
         return kept
 
     def _buckets(self) -> Buckets:
+        """Each text with what it is about; those that are of like length together are learnt together."""
+        part, kept = self.parts["train"], self._kept
+        steps = part.inputs.steps.lengths[part.targets.owners] + part.targets.ids.lengths - 1
+        return self._in_batches(steps[kept])
+
+    def _in_batches(self, steps: np.ndarray) -> Buckets:
         train = self.config.train
         rows = int(train.rows) if train.rows != "auto" else 64
-        return Buckets(self._steps(self.parts["train"])[self._kept], rows, train.seed, self.options.batch_tokens)
-
-    def _steps(self, part: Part) -> np.ndarray:
-        """How long each text is with what it is about: those of like length are learnt together."""
-        return part.inputs.steps.lengths[part.targets.owners] + part.targets.ids.lengths - 1
+        return Buckets(steps, rows, train.seed, self.options.batch_tokens)
 
     # --- the model --------------------------------------------------------------------------------------------------
+
+    def build(self, config: Config) -> None:
+        super().build(config)
+        if self._data is not None:
+            self._expect_frequencies()
+
+    @torch.no_grad()
+    def _expect_frequencies(self) -> None:
+        """Start from the frequencies of the tokens in the training: the readout's bias is the logarithm of one more than their
+        counts. From equal chances, the many tokens that are rare or never come are unlearnt through the attentional vectors,
+        whose tanh is then at its limits, and it takes hundreds of steps until anything is looked at."""
+        ids, readout = self.parts["train"].targets.ids, self.model.decoder.readout
+        said = np.delete(ids.values, ids.bounds[:-1])  # a mark begins each text, which nobody is to say
+        counts = torch.from_numpy(np.bincount(said, minlength=self.tokens.size))
+        readout.bias.copy_((counts + 1.0).log() - (counts + 1.0).sum().log())
 
     def decoder(self, config: Config, memory_size: int, table: nn.Embedding) -> Decoder:
         """A decoder over a memory with features of this size, that writes with this table of tokens."""
         options, model = self.options, config.model
-        hidden = options.decoder_hidden or int(model.hidden)
-        attention = self._attention(hidden, memory_size)
-        tied = config.embed.tied is True
-        fed = (table.embedding_dim if tied else hidden) * self.feeds
-        name = options.decoder or config.cell.name
-        if name not in CELLS:
-            raise UsageError(f"there is no cell called {name!r}; the cells are {', '.join(CELLS)}")
+        name, hidden = options.decoder or config.cell.name, options.decoder_hidden or int(model.hidden)
+        kind, tied = cell_called(name), config.embed.tied is True
         extra = (config.cell.model_extra or {}) if name == config.cell.name else {}
-        given, cells = configuration.options(CELLS[name], extra, "cell"), []
-        for layer in range(model.layers):
-            cell: Cell = CELLS[name](hidden if layer else table.embedding_dim + fed, hidden, **given)
+        given = configuration.options(kind, extra, "cell")
+        size = kind(1, hidden, **given).output_size
+        fed = (table.embedding_dim if tied else size) * self.feeds
+        cells: list[Cell] = [
+            kind(size if layer else table.embedding_dim + fed, hidden, **given) for layer in range(model.layers)
+        ]
+        for cell in cells:
             PRESETS[model.init](cell)
-            cells.append(cell)
         if float(model.dropout):
             cells = [LockedDropout(cell, float(model.dropout)) for cell in cells[:-1]] + cells[-1:]
         core = cells[0] if len(cells) == 1 else Stacked(cells)
         return Decoder(
-            table, core, memory_size, attention, feed=self.feeds, copy=self.copies, tied=tied,
+            table, core, memory_size, self._attention(size, memory_size), feed=self.feeds, copy=self.copies, tied=tied,
             input_dropout=float(model.input_dropout), dropout=float(model.dropout),
         )  # fmt: skip
 
-    def _attention(self, hidden: int, memory_size: int) -> Attention | None:
+    def _attention(self, size: int, memory_size: int) -> Attention | None:
         name = self.attention
         if name == "none":
             if self.options.coverage or self.options.coverage_penalty:
                 raise UsageError("task.coverage and task.coverage_penalty are of attention, and there is none")
             return None
-        return ATTENTIONS[name](hidden, memory_size)
+        return ATTENTIONS[name](size, memory_size)
 
     def table(self, config: Config) -> nn.Embedding:
         """The decoder's table of tokens."""
@@ -338,7 +357,7 @@ class Writes(OnExamples):
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
-    def written(self, part: Part, search: "Search | None" = None) -> list[list[Hypothesis]]:
+    def written(self, part: Part, search: Search | None = None) -> list[list[Hypothesis]]:
         """For each example what the network writes about it by itself, the best first."""
         search = Search() if search is None else search
         found: list[list[Hypothesis]] = [[] for _ in part.examples.inputs]
@@ -350,7 +369,7 @@ class Writes(OnExamples):
         return found
 
     def _written_about(
-        self, part: Part, rows: np.ndarray, search: "Search", watch: Callable[[Expansion], None] | None = None
+        self, part: Part, rows: np.ndarray, search: Search, watch: Callable[[Expansion], None] | None = None
     ) -> list[list[Hypothesis]]:
         memory, end, batch = self._remembered(part, rows), self.tokens.end, len(rows)
         alone = self.model.decoder.attend(memory)
@@ -360,7 +379,7 @@ class Writes(OnExamples):
             return [[one] for one in sample(alone, first, alone.initial_state(batch), sampler, self.limit, end)]
         beam = search.beam(self.options, self.limit, end)
         cell = self.model.decoder.attend(memory, beam.width)
-        return beam.search(
+        found = beam.search(
             cell,
             first,
             alone.initial_state(batch),
@@ -371,6 +390,11 @@ class Writes(OnExamples):
             narrow=cell.take,
             watch=watch,
         )
+        if not all(found):
+            raise UsageError(
+                "nothing can be written with this prefix and these phrases: the network gives them no probability"
+            )
+        return found
 
     def _remembered(self, part: Part, rows: np.ndarray) -> Memory:
         device = next(self.model.parameters()).device
@@ -441,10 +465,10 @@ class Writes(OnExamples):
             lines.append("    " + in_one_line(f"{cut[0]}  ->  {cut[1]}  (wanted {cut[2]})"))
         return [*lines, *report["notes"]]
 
-    def search(self, **how: Any) -> "Search":
+    def search(self, **how: Any) -> Search:
         return Search(**how)
 
-    def answer(self, examples: Examples, best: int, search: "Search | None" = None) -> Iterator[dict[str, Any]]:
+    def answer(self, examples: Examples, best: int, search: Search | None = None) -> Iterator[dict[str, Any]]:
         search = Search() if search is None else search
         part = Part(examples, self.inputs.encode(examples, self.config.data.longest), None)
         if search.look:
@@ -456,10 +480,6 @@ class Writes(OnExamples):
             yield self._answer(examples, row, found, best)
 
     def _answer(self, examples: Examples, row: int, found: list[Hypothesis], best: int) -> dict[str, Any]:
-        if not found:
-            raise UsageError(
-                f"nothing can be written about {self.about(examples, row)!r} with this prefix and these phrases"
-            )
         told = [self._told(one) for one in found[:best]]
         more: dict[str, Any] = {key: told[0][key] for key in ("unmet", "unfinished") if key in told[0]}
         return {"about": self.about(examples, row), "written": told[0]["written"], **more, "best": told}
@@ -474,7 +494,7 @@ class Writes(OnExamples):
         unmet = {"unmet": one.unmet} if one.unmet else {}
         return told | unmet | ({} if one.ended else {"unfinished": len(one.tokens)})
 
-    def looked(self, part: Part, row: int, search: "Search") -> tuple[list[Hypothesis], Look]:
+    def looked(self, part: Part, row: int, search: Search) -> tuple[list[Hypothesis], Look]:
         """What the network writes about an example, and where it looked for each token of the best text, with the tree of the
         search. Raises UsageError where it has no attention."""
         if self.attention == "none":
