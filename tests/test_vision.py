@@ -22,11 +22,6 @@ from recurra.vision import LITE0, EfficientNetLite0, Frozen, SmallCNN, features,
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
-@pytest.fixture(autouse=True)
-def none_is_loaded_yet() -> None:
-    vision.shared.cache_clear()
-
-
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
@@ -327,7 +322,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         networks[-1].network.seen = 0
         return networks[-1]
 
-    monkeypatch.setattr(vision, "pretrained", one)
+    monkeypatch.setattr(vision, "shared", one)
     monkeypatch.setattr("os.fsync", lambda handle: None)
 
     def count() -> int:
