@@ -1,12 +1,17 @@
 """Learner: the contract of a learning rule."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from recurra.data.batch import Batch
-from recurra.state import State, choose, detach
+from recurra.state import State, choose, detach, leaves, tmap
+
+MEMORY = 2.0  # GiB that a learner may take beside the model, unless it is told
 
 
 class Carry(NamedTuple):
@@ -18,6 +23,14 @@ class Carry(NamedTuple):
 
     rows: State
     shared: State = ()
+
+
+class Cost(NamedTuple):
+    """What a learner takes beside the model and its gradient, for one batch: bytes that it holds at once, and multiplications
+    a time step, of all rows together, beside those of the network's own step."""
+
+    bytes: int
+    operations: int
 
 
 class Learnable(Protocol):
@@ -46,9 +59,65 @@ class Learner(ABC):
         """Why this learner cannot train this task, in words; None where it can."""
         return None
 
+    def cost(self, task: Learnable, batch: Batch) -> Cost | None:
+        """What it takes to train this task; None where that is nothing but what the network itself takes."""
+        return None
+
 
 def restarted(task: Learnable, batch: Batch, state: State) -> State:
     """`state`, cut off from its past, with the fresh rows of the batch at the model's initial state."""
     if not bool(batch.fresh.any()):
         return detach(state)
     return choose(batch.fresh, task.model.initial_state(batch.rows), detach(state))
+
+
+def forgotten(batch: Batch, traces: State) -> State:
+    """`traces` `[batch, ...]` with zeros in the fresh rows: nothing that came before has a part in what they say."""
+    if not bool(batch.fresh.any()):
+        return traces
+    return choose(batch.fresh, tmap(torch.zeros_like, traces), traces)
+
+
+def steps(batch: Batch) -> Iterator[Batch]:
+    """The batch step by step. Each step has the weight of the whole: their losses add up to that of the batch."""
+    return (replace(part, weight=batch.weight) for part in batch.windows(1))
+
+
+def learnt(task: Learnable) -> dict[str, Tensor]:
+    """The parameters that learn, by name."""
+    return {name: one for name, one in task.model.named_parameters() if one.requires_grad}
+
+
+def add_gradients(parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+    """Add to `.grad`."""
+    for name, gradient in gradients.items():
+        parameter = parameters[name]
+        parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
+
+
+def carries_a_state(task: Learnable) -> bool:
+    """Whether what is learnt goes on from batch to batch and step to step, or reads whole sequences."""
+    return any(True for _ in leaves(task.model.initial_state(1)))
+
+
+def why_not_stepwise(task: Learnable, batch: Batch) -> str | None:
+    """Why a task cannot be learnt step after step, in words; None where it can."""
+    if not carries_a_state(task):
+        return (
+            "it reads whole sequences before it says anything, and this learner goes with the data step by step; "
+            "take bptt, or a task with a target at each step such as language"
+        )
+    weights = getattr(getattr(task, "config", None), "regularize", None)
+    if weights is not None and (weights.ar or weights.tar):
+        return "regularize.ar and tar need the steps side by side; leave them out"
+    return None
+
+
+def over_budget(cost: Cost, memory: float, instead: str) -> str | None:
+    """Why a learner would not fit into so many GiB, in words, with what to take `instead`; None where it fits."""
+    if cost.bytes <= memory * 2**30:
+        return None
+    return (
+        f"it would hold {cost.bytes / 2**30:,.1f} GiB beside the model and make {cost.operations:,} multiplications a step, "
+        f"and learner.memory is {memory:g} GiB; {instead}"
+    )

@@ -1,0 +1,121 @@
+"""How the state after a step hangs on the state before it and on the parameters, for any model: by function transforms."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, jvp, vjp, vmap
+
+from recurra import kernels
+from recurra.data.batch import Batch
+from recurra.learn.base import Learnable, learnt
+from recurra.state import State, detach, leaves, tmap
+
+ALL_FRESH = torch.ones(1, dtype=torch.bool)
+
+
+def flat(state: State) -> Tensor:
+    """The floating fields of a state side by side, `[batch, size]`. Raises StopIteration where there are none."""
+    return torch.cat([leaf.flatten(1) for leaf in leaves(state) if leaf.is_floating_point()], 1)
+
+
+def unflat(like: State, values: Tensor) -> State:
+    """The state of the structure of `like` whose floating fields are `values`, the inverse of `flat`; others are `like`'s."""
+    sizes = [leaf[0].numel() for leaf in leaves(like) if leaf.is_floating_point()]
+    parts = iter(values.split(sizes, 1))
+    return tmap(lambda leaf: next(parts).view(leaf.shape) if leaf.is_floating_point() else leaf, like)
+
+
+class Pure(nn.Module):
+    """A task's loss as a module over the model, so that `functional_call` can put other weights in."""
+
+    def __init__(self, task: Learnable) -> None:
+        super().__init__()
+        self.model = task.model
+        self._loss = task.loss
+
+    def forward(self, batch: Batch, state: State) -> tuple[Tensor, State]:
+        return self._loss(batch, state)
+
+    def with_weights(self, weights: dict[str, Tensor], batch: Batch, state: State) -> tuple[Tensor, State]:
+        """The loss and the state after the batch, computed with these weights, by their names in the model."""
+        named = {f"model.{name}": one for name, one in weights.items()}
+        return functional_call(self, named, (batch, state))
+
+
+class Rows:
+    """One step of a batch, row by row: what `after` is given beside weights and state."""
+
+    def __init__(self, task: Learnable, step: Batch, state: State) -> None:
+        self.pure, self.state = Pure(task), detach(state)
+        self.step = step
+        self.data = (self.state, step.inputs, step.targets, () if step.lengths is None else step.lengths)
+
+    def after(self, weights: dict[str, Tensor], values: Tensor, data: State) -> Tensor:
+        """The floating fields of one row's state after the step, of those before it `values` `[size]`."""
+        state, inputs, targets, lengths = tmap(lambda part: part[None], data)
+        row = Batch(inputs, targets, None if isinstance(lengths, tuple) else lengths, 1.0, ALL_FRESH, self.step.step)
+        _, after = self.pure.with_weights(weights, row, unflat(state, values[None]))
+        return flat(after)[0]
+
+    def jacobians(self, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Of the state after the step, for each row: by the weights `[batch, size, *shape]`, and by the state before it
+        `[batch, size, size]` (rows after, columns before)."""
+        with plainly():
+            each = vmap(jacrev(self.after, argnums=(0, 1)), in_dims=(None, 0, 0), randomness="different")
+            return each(weights, flat(self.state), self.data)
+
+    def products(self, weights: dict[str, Tensor], left: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """`left` `[batch, size]` times these Jacobians: by the weights `[batch, *shape]`, by the state `[batch, size]`."""
+
+        def product(values: Tensor, data: State, left: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+            back = vjp(lambda weights, values: self.after(weights, values, data), weights, values)[1]
+            return back(left)
+
+        with plainly():
+            return vmap(product, randomness="different")(flat(self.state), self.data, left)
+
+    def pushed(self, weights: dict[str, Tensor], right: Tensor) -> Tensor:
+        """The Jacobian by the state before times `right` `[batch, size]`."""
+
+        def product(values: Tensor, data: State, right: Tensor) -> Tensor:
+            return jvp(lambda values: self.after(weights, values, data), (values,), (right,))[1]
+
+        with plainly():
+            return vmap(product, randomness="different")(flat(self.state), self.data, right)
+
+
+def gradients(
+    task: Learnable, step: Batch, state: State, parameters: dict[str, Tensor]
+) -> tuple[Tensor, State, Tensor, dict[str, Tensor]]:
+    """One step of the network: its loss, the state after it, and the gradient of the loss by the state before it `[batch, size]`
+    and by the parameters, the state before it held still."""
+    values = flat(state).detach().requires_grad_()
+    with torch.enable_grad():
+        loss, after = task.loss(step, unflat(state, values))
+        wanted = [values, *parameters.values()]
+        if not loss.requires_grad:  # no row has this step
+            found = [torch.zeros_like(one) for one in wanted]
+        else:
+            found = list(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+    return loss.detach(), detach(after), found[0], dict(zip(parameters, found[1:], strict=True))
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Within this context cells run their plain loops, which every transform can look into."""
+    with kernels.reference():
+        yield
+
+
+def recurrent(task: Learnable, batch: Batch, state: State) -> dict[str, Tensor]:
+    """The parameters on which the state after a step hangs: the readout is none of them."""
+    parameters = learnt(task)
+    with torch.enable_grad(), plainly():
+        _, after = task.loss(next(iter(batch.windows(1))), state)
+        reached = [leaf.sum() for leaf in leaves(after) if leaf.is_floating_point() and leaf.requires_grad]
+        if not reached:
+            return {}
+        found = torch.autograd.grad(torch.stack(reached).sum(), list(parameters.values()), allow_unused=True)
+    return {name: one for (name, one), there in zip(parameters.items(), found, strict=True) if there is not None}
