@@ -418,7 +418,11 @@ def test_the_cost_is_what_the_carry_takes_or_more(name: str) -> None:
 @pytest.mark.parametrize(
     ("learner", "task", "words"),
     [
-        (RTRL(memory=1e-6), Toy(), r"it would hold 0\.0 GiB .* learner.memory is 1e-06 GiB; take fewer units .*snap1"),
+        (
+            RTRL(memory=1e-6),
+            Toy(),
+            r"it takes 0\.0 MiB and .* multiplications a step .*learner.memory is 1e-06 GiB; take fewer units .*snap1",
+        ),
         (SnAp1(memory=1e-7), Toy(), "bptt with learner.window"),
         (SnAp1(), Toy("mgu"), "the units of MGU see each other within a step"),
         (SnAp1(), Toy("lstm-projected"), "belong to no single unit"),

@@ -274,6 +274,9 @@ def _go_on(settled: Config, task: Task, out: Path, tell: Tell) -> Finished:
     def improved() -> None:
         bundle.save(out / "best", task, _brief(job))
 
+    cost = job.learner.cost(task, next(task.batches()))
+    if cost is not None:
+        tell("note", text=f"{settled.learner.name} takes {cost} beside the network")
     told(
         "begin",
         out=str(out),

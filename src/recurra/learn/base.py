@@ -32,6 +32,10 @@ class Cost(NamedTuple):
     bytes: int
     operations: int
 
+    def __str__(self) -> str:
+        size, unit = (self.bytes / 2**20, "MiB") if self.bytes < 2**30 else (self.bytes / 2**30, "GiB")
+        return f"{size:,.1f} {unit} and {self.operations:,} multiplications a step"
+
 
 class Learnable(Protocol):
     """What a learner needs to know of a task."""
@@ -117,7 +121,4 @@ def over_budget(cost: Cost, memory: float, instead: str) -> str | None:
     """Why a learner would not fit into so many GiB, in words, with what to take `instead`; None where it fits."""
     if cost.bytes <= memory * 2**30:
         return None
-    return (
-        f"it would hold {cost.bytes / 2**30:,.1f} GiB beside the model and make {cost.operations:,} multiplications a step, "
-        f"and learner.memory is {memory:g} GiB; {instead}"
-    )
+    return f"it takes {cost} beside the network, and learner.memory is {memory:g} GiB; {instead}"
