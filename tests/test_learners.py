@@ -449,7 +449,7 @@ def test_looking_at_a_step_leaves_the_cells_as_they_were() -> None:
     task, batch = Toy("lstm"), tokens()
     before = {name: one.clone() for name, one in task.model.state_dict().items()}
     with pytest.raises(UsageError):
-        local.look(task, next(iter(batch.windows(1))), tmap(lambda leaf: leaf[:, :1], task.model.initial_state(3)), {})
-    local.look(task, next(iter(batch.windows(1))), task.model.initial_state(3), {})
+        local.Eye(task, {})(next(iter(batch.windows(1))), tmap(lambda leaf: leaf[:, :1], task.model.initial_state(3)))
+    local.Eye(task, {})(next(iter(batch.windows(1))), task.model.initial_state(3))
     assert "step" not in vars(task.model.core)
     assert all(torch.equal(one, before[name]) for name, one in task.model.state_dict().items())

@@ -15,12 +15,11 @@ from recurra.learn.base import (
     Learner,
     add_gradients,
     forgotten,
-    learnt,
     restarted,
     steps,
     why_not_stepwise,
 )
-from recurra.learn.local import Look, Seen
+from recurra.learn.local import Eye, Look, Seen
 from recurra.state import detach, leaves
 
 TINY = 1e-30  # keeps the scales finite where a factor is zero
@@ -56,7 +55,7 @@ class KFRTRL(Learner):
 
     def start(self, task: Learnable, batch: Batch) -> Carry:
         state = restarted(task, batch, task.model.initial_state(batch.rows))
-        (seen,) = local.look(task, next(iter(steps(batch))), state, {}).cells
+        (seen,) = Eye(task, {})(next(iter(steps(batch))), state).cells
         inputs = torch.cat([one.x for one in seen.products], 1)
         units = seen.before[0].shape[1]
         return Carry((state, torch.zeros_like(inputs), inputs.new_zeros(batch.rows, units, units)))
@@ -64,12 +63,12 @@ class KFRTRL(Learner):
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         state = restarted(task, batch, carry.rows[0])
         u, b = forgotten(batch, carry.rows[1:])
-        parameters, total = learnt(task), torch.zeros(())
+        eye, total = Eye(task, {}), torch.zeros(())
         draw = torch.Generator().manual_seed((self.seed * 1_000_003 + batch.step) % 2**63)
         for step in steps(batch):
-            seen = local.look(task, step, state, {})
+            seen = eye(step, state)
             if seen.loss.requires_grad:
-                add_gradients(parameters, _gradients(task, seen, u, b))
+                add_gradients(eye.parameters, _gradients(eye, seen, u, b))
             signs = (torch.randint(0, 2, (2, step.rows), generator=draw) * 2 - 1).to(u)
             u, b = _rolled(seen.cells[0], u, b, signs)
             state, total = detach(seen.after), total + seen.loss.detach()
@@ -88,9 +87,9 @@ def _vectors(cell: torch.nn.Module) -> list[Tensor]:
     return [one for name, one in cell.named_parameters() if not name.startswith(("bias", "weight"))]
 
 
-def _gradients(task: Learnable, seen: Look, u: Tensor, b: Tensor) -> dict[str, Tensor]:
+def _gradients(eye: Eye, seen: Look, u: Tensor, b: Tensor) -> dict[str, Tensor]:
     """Of the step's loss: in this step, and by the factors of those before it."""
-    (cell,), parameters = seen.cells, learnt(task)
+    (cell,), parameters = seen.cells, eye.parameters
     taps = [one.tap for one in cell.products]
     found = torch.autograd.grad(
         seen.loss,
@@ -108,7 +107,7 @@ def _gradients(task: Learnable, seen: Look, u: Tensor, b: Tensor) -> dict[str, T
     for product in cell.products:
         width = product.x.shape[1]
         sums, at = rows.T @ u[:, at : at + width], at + width
-        for name, gradient in local.shared_out(product, sums, parameters):
+        for name, gradient in eye.shared_out(product, sums):
             direct[name] = direct[name] + gradient
     return direct
 

@@ -15,7 +15,7 @@ what it does to itself through its own recurrent weight too (`snap1`); where uni
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -122,29 +122,60 @@ def _recorded(cell: Cell, seen: Seen, watch: _Watch) -> Iterator[None]:
         del cell.step
 
 
-def look(task: Learnable, step: Batch, state: State, feedback: dict[int, Tensor], vectors: bool = True) -> Look:
-    """Run one step of a task so that every cell's part in it is seen. The state before it is cut off from its past. `vectors`:
-    weights that are no matrices get a copy for each row, which only cells take whose units go their own ways."""
-    found = cores(task.model)
-    seen = {name: Seen() for name in found}
-    by_id, expanded = {}, {}
-    for name, cell in found.items():
-        for kind, weight in cell.named_parameters(prefix=name, recurse=False):
-            if weight.dim() > 1:
-                by_id[id(weight)] = seen[name]
-            elif vectors and not kind.rpartition(".")[2].startswith("bias"):
-                copy = weight.detach().expand(step.rows, -1).clone().requires_grad_()
-                expanded[kind] = seen[name].vectors[kind] = copy
-    watch = _Watch(by_id, feedback)
-    state = tmap(lambda leaf: leaf.detach().requires_grad_(leaf.is_floating_point()), state)
-    with ExitStack() as stack:
-        stack.enter_context(plainly())
-        stack.enter_context(torch.enable_grad())
-        for name, cell in found.items():
-            stack.enter_context(_recorded(cell, seen[name], watch))
-        stack.enter_context(watch)
-        loss, after = Pure(task).with_weights(expanded, step, state) if expanded else task.loss(step, state)
-    return Look(loss, after, tuple(seen.values()))
+class Eye:
+    """Runs single steps of a task so that every cell's part in them is seen. `feedback`: by the identity of a readout's weights the
+    matrix that errors come back through; `vectors`: weights that are no matrices get a copy for each row, which only cells
+    take whose units go their own ways."""
+
+    def __init__(self, task: Learnable, feedback: dict[int, Tensor], vectors: bool = True) -> None:
+        self.task, self.feedback, self.parameters = task, feedback, learnt(task)
+        self.cells = cores(task.model)
+        self.matrices: dict[int, str] = {}
+        self.vectors: dict[str, tuple[str, Tensor]] = {}
+        self._biases: dict[int, list[str]] = {}
+        for name, cell in self.cells.items():
+            for kind, weight in cell.named_parameters(prefix=name, recurse=False):
+                if weight.dim() > 1:
+                    self.matrices[id(weight)] = name
+                elif vectors and not kind.rpartition(".")[2].startswith("bias"):
+                    self.vectors[kind] = (name, weight.detach())
+
+    def __call__(self, step: Batch, state: State) -> Look:
+        """What is done in one step; the state before it is cut off from its past."""
+        seen = {name: Seen() for name in self.cells}
+        for kind, (name, weight) in self.vectors.items():
+            seen[name].vectors[kind] = weight.expand(step.rows, -1).clone().requires_grad_()
+        watch = _Watch({weight: seen[name] for weight, name in self.matrices.items()}, self.feedback)
+        state = tmap(lambda leaf: leaf.detach().requires_grad_(leaf.is_floating_point()), state)
+        copies = {kind: copy for own in seen.values() for kind, copy in own.vectors.items()}
+        with ExitStack() as stack:
+            stack.enter_context(plainly())
+            stack.enter_context(torch.enable_grad())
+            for name, cell in self.cells.items():
+                stack.enter_context(_recorded(cell, seen[name], watch))
+            stack.enter_context(watch)
+            loss, after = Pure(self.task).with_weights(copies, step, state) if copies else self.task.loss(step, state)
+        return Look(loss, after, tuple(seen.values()))
+
+    def shared_out(self, product: Product, sums: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The gradient `sums` `[rows, columns]` of a product, to its weight and, the last column, to the biases in it."""
+        columns = product.weight.shape[1]
+        yield from ((name, sums[:, :columns]) for name, one in self.parameters.items() if one is product.weight)
+        if product.bias is not None:
+            yield from ((name, sums[:, -1]) for name in self._biases_in(product))
+
+    def _biases_in(self, product: Product) -> list[str]:
+        """The parameters whose sum the bias of a product is."""
+        bias = cast(Tensor, product.bias)
+        if id(product.weight) not in self._biases:
+            found: Sequence[Tensor | None] = [None] * len(self.parameters)
+            if bias.requires_grad:
+                found = torch.autograd.grad(
+                    bias.sum(), list(self.parameters.values()), retain_graph=True, allow_unused=True
+                )
+            names = [name for name, one in zip(self.parameters, found, strict=True) if one is not None]
+            self._biases[id(product.weight)] = names
+        return self._biases[id(product.weight)]
 
 
 class Slopes(NamedTuple):
@@ -173,7 +204,7 @@ def slopes(seen: Seen, through_itself: bool) -> Slopes:
     if through_itself:
         for product, slope in zip(seen.products, by_products, strict=True):
             if product.source is not None:
-                own = own + _back(product, slope)[:, :, None] * _is_source(product, seen)
+                own[:, :, _source(product, seen)] += _back(product, slope)
     return Slopes(own, by_products, tuple(columns[fields + len(taps) :]))
 
 
@@ -185,10 +216,9 @@ def _back(product: Product, slope: Tensor) -> Tensor:
     return (slope.unflatten(-1, (-1, units)) * own).sum(-2)
 
 
-def _is_source(product: Product, seen: Seen) -> Tensor:
-    """One for the field of the state that went into the product and zero for the others, `[fields, 1]`."""
-    own = [[float(one is product.source)] for one in seen.before]
-    return product.tap.new_tensor(own)
+def _source(product: Product, seen: Seen) -> int:
+    """Which field of the state went into the product."""
+    return next(at for at, one in enumerate(seen.before) if one is product.source)
 
 
 def rolled(traces: Traces, seen: Seen, by: Slopes) -> Traces:
@@ -226,61 +256,55 @@ def nothing(seen: Seen) -> Traces:
     )
 
 
-def gradients(task: Learnable, seen: Look, traces: Sequence[Traces], through_itself: bool) -> dict[str, Tensor]:
+def gradients(eye: Eye, seen: Look, traces: Sequence[Traces], through_itself: bool) -> dict[str, Tensor]:
     """The gradients of the step's loss by all parameters: in this step, and by the traces of those before it."""
-    parameters = learnt(task)
     inner = [part for cell in seen.cells for part in (*cell.before, *(one.tap for one in cell.products))]
     copies = [part for cell in seen.cells for part in cell.vectors.values()]
     found = torch.autograd.grad(
-        seen.loss, [*parameters.values(), *inner, *copies], retain_graph=True, allow_unused=True, materialize_grads=True
+        seen.loss,
+        [*eye.parameters.values(), *inner, *copies],
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
     )
-    sums = dict(zip(parameters, found, strict=False))
-    waiting = iter(found[len(parameters) :])
+    sums, waiting = dict(zip(eye.parameters, found, strict=False)), iter(found[len(eye.parameters) :])
     signals = [
         ([next(waiting) for _ in cell.before], [next(waiting).flatten(1) for _ in cell.products]) for cell in seen.cells
     ]
-    for cell in seen.cells:
-        for name in cell.vectors:
-            if name in sums:
-                sums[name] = sums[name] + next(waiting).sum(0)
+    for name, copy in zip((name for cell in seen.cells for name in cell.vectors), waiting, strict=True):
+        if name in sums:
+            sums[name] = sums[name] + copy.sum(0)
     for cell, own, (fields, taps) in zip(seen.cells, traces, signals, strict=True):
         back = torch.stack(fields, 1)
         if through_itself:
             for product, tap in zip(cell.products, taps, strict=True):
                 if product.source is not None:
-                    back = back + _back(product, tap)[:, None] * _is_source(product, cell)
-        for name, gradient in _by_traces(cell, own, back, parameters):
+                    back[:, _source(product, cell)] += _back(product, tap)
+        for name, gradient in _by_traces(eye, cell, own, back):
             sums[name] = sums[name] + gradient
     return sums
 
 
-def _by_traces(seen: Seen, traces: Traces, back: Tensor, parameters: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _by_traces(eye: Eye, seen: Seen, traces: Traces, back: Tensor) -> Iterator[tuple[str, Tensor]]:
     """What the traces say of a signal `back` `[batch, fields, units]` on the state before the step."""
     for product, trace in zip(seen.products, traces.products, strict=True):
-        blocks = trace.unflatten(2, (-1, back.shape[2]))
-        sums = torch.einsum("bfu,bfnuk->nuk", back, blocks).flatten(0, 1)
-        yield from shared_out(product, sums, parameters)
+        yield from eye.shared_out(product, _summed(back, trace))
     for name, trace in zip(seen.vectors, traces.vectors, strict=True):
-        if name in parameters:
-            yield name, torch.einsum("bfu,bfnu->nu", back, trace.unflatten(2, (-1, back.shape[2]))).flatten()
+        if name in eye.parameters:
+            yield name, _summed(back, trace[..., None])[:, 0]
 
 
-def shared_out(product: Product, sums: Tensor, parameters: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The gradient `sums` `[rows, columns]` of a product, to its weight and, the last column, to what its bias is made of."""
-    columns = product.weight.shape[1]
-    yield from ((name, sums[:, :columns]) for name, one in parameters.items() if one is product.weight)
-    if product.bias is not None and product.bias.requires_grad:
-        found = torch.autograd.grad(
-            product.bias, list(parameters.values()), sums[:, -1], retain_graph=True, allow_unused=True
-        )
-        yield from ((name, one) for name, one in zip(parameters, found, strict=True) if one is not None)
+def _summed(back: Tensor, trace: Tensor) -> Tensor:
+    """Over rows and fields, `[rows of the weight, columns]`."""
+    apart = trace.unflatten(2, (-1, back.shape[2]))
+    return (back[:, :, None, :, None] * apart).sum((0, 1)).flatten(0, 1)
 
 
 def start(task: Learnable, batch: Batch) -> Carry:
     """The carry of a learner of this kind before the first batch, its traces nothing."""
     state = restarted(task, batch, task.model.initial_state(batch.rows))
     first = next(iter(steps(batch)))
-    return Carry((state, tuple(nothing(cell) for cell in look(task, first, state, {}).cells)))
+    return Carry((state, tuple(nothing(cell) for cell in Eye(task, {})(first, state).cells)))
 
 
 def learn(
@@ -289,11 +313,11 @@ def learn(
     """Go with a batch step by step, adding to `.grad`."""
     state, traces = carry.rows
     state, traces = restarted(task, batch, state), forgotten(batch, traces)
-    parameters, total = learnt(task), torch.zeros(())
+    eye, total = Eye(task, feedback), torch.zeros(())
     for step in steps(batch):
-        seen = look(task, step, state, feedback)
+        seen = eye(step, state)
         if seen.loss.requires_grad:
-            add_gradients(parameters, gradients(task, seen, traces, through_itself))
+            add_gradients(eye.parameters, gradients(eye, seen, traces, through_itself))
         traces = tuple(
             rolled(own, cell, slopes(cell, through_itself)) for own, cell in zip(traces, seen.cells, strict=True)
         )
@@ -313,7 +337,7 @@ def _first_look(task: Learnable, batch: Batch, vectors: bool = True) -> Look:
     one = Batch(first[0], first[1], None, 1.0, torch.ones(1, dtype=torch.bool), batch.step)
     state = detach(task.model.initial_state(1))
     state = tmap(lambda leaf: torch.rand_like(leaf) - 0.5 if leaf.is_floating_point() else leaf, state)
-    return look(task, next(iter(steps(one))), state, {}, vectors)
+    return Eye(task, {}, vectors)(next(iter(steps(one))), state)
 
 
 def mixes(task: Learnable, batch: Batch) -> bool:
