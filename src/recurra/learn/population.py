@@ -163,5 +163,9 @@ def _same_noise(model: nn.Module, draws: Draws) -> Iterator[None]:
     """The global generators at the seed of this step, for a while: all who compute in it meet the same dropout."""
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(draws.numbers(NOISE, 1)[0])
+        # Not torch.manual_seed: where there is no GPU it notes down the whole call stack, which takes longer than a small loss.
+        torch.default_generator.manual_seed(draws.numbers(NOISE, 1)[0])
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(draws.numbers(NOISE, 1)[0])
         yield
