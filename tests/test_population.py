@@ -94,7 +94,6 @@ def test_of_a_linear_loss_neither_place_nor_height_nor_sigma_matters() -> None:
     far = estimates(lambda v: slope @ v + 1e3, [9.0] * 4, 3, pairs=2, sigma=5.0, ranks=False)
     np.testing.assert_allclose(near, far, atol=1e-9)
     assert (near @ slope.numpy() > 0).all()  # (eps g)^2: never uphill
-    assert np.linalg.matrix_rank(np.concatenate([near[:1], slope[None]])) == 2
 
 
 def test_ranks_are_those_of_scipy_and_a_flat_loss_has_no_slope() -> None:
