@@ -2,10 +2,13 @@
 
 from recurra.learn.base import Carry, Cost, Learner
 from recurra.learn.bptt import BPTT
+from recurra.learn.cmaes import CMA
 from recurra.learn.dni import DNI
 from recurra.learn.eprop import EProp
+from recurra.learn.es import ES
 from recurra.learn.forward_gradient import ForwardGradient
 from recurra.learn.kf_rtrl import KFRTRL
+from recurra.learn.pso import PSO
 from recurra.learn.rflo import RFLO
 from recurra.learn.rtrl import RTRL, RTRLDiagonal
 from recurra.learn.snap1 import SnAp1
@@ -24,13 +27,19 @@ LEARNERS: dict[str, type[Learner]] = {
     "eprop": EProp,
     "forward-gradient": ForwardGradient,
     "dni": DNI,
+    "es": ES,
+    "cma": CMA,
+    "pso": PSO,
 }
 
 __all__ = [
     "BPTT",
+    "CMA",
     "DNI",
+    "ES",
     "KFRTRL",
     "LEARNERS",
+    "PSO",
     "RFLO",
     "RTRL",
     "UORO",

@@ -49,7 +49,7 @@ class Learnable(Protocol):
 
 
 class Learner(ABC):
-    """Turns a batch into gradients in `.grad` and the carry for the next batch."""
+    """Turns a batch into gradients in `.grad`, or sets the parameters itself, and the carry for the next batch."""
 
     @abstractmethod
     def start(self, task: Learnable, batch: Batch) -> Carry:
@@ -57,7 +57,8 @@ class Learner(ABC):
 
     @abstractmethod
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
-        """Add the gradients of the batch's loss to `.grad`; return the loss (no graph) and the next carry."""
+        """Add the gradients of the batch's loss to `.grad`, or leave that alone and set the parameters; return the loss (no graph)
+        and the next carry."""
 
     def supports(self, task: Learnable, batch: Batch) -> str | None:
         """Why this learner cannot train this task, in words; None where it can."""

@@ -9,7 +9,7 @@ from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
 from recurra import kernels
 from recurra.data.batch import Batch
-from recurra.learn.base import Learnable, learnt
+from recurra.learn.base import Learnable, learnt, restarted
 from recurra.state import State, detach, leaves, tmap
 
 ALL_FRESH = torch.ones(1, dtype=torch.bool)
@@ -32,16 +32,18 @@ class Pure(nn.Module):
 
     def __init__(self, task: Learnable) -> None:
         super().__init__()
-        self.model = task.model
-        self._loss = task.loss
+        self.model, self._task = task.model, task
 
-    def forward(self, batch: Batch, state: State) -> tuple[Tensor, State]:
-        return self._loss(batch, state)
+    def forward(self, batch: Batch, state: State, anew: bool) -> tuple[Tensor, State]:
+        return self._task.loss(batch, restarted(self._task, batch, state) if anew else state)
 
-    def with_weights(self, weights: dict[str, Tensor], batch: Batch, state: State) -> tuple[Tensor, State]:
-        """The loss and the state after the batch, computed with these weights, by their names in the model."""
+    def with_weights(
+        self, weights: dict[str, Tensor], batch: Batch, state: State, anew: bool = False
+    ) -> tuple[Tensor, State]:
+        """The loss and the state after the batch, computed with these weights, by their names in the model; `anew`: fresh rows
+        begin where these weights have them begin."""
         named = {f"model.{name}": one for name, one in weights.items()}
-        return functional_call(self, named, (batch, state))
+        return functional_call(self, named, (batch, state, anew))
 
 
 class Rows:
