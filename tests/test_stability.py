@@ -204,6 +204,23 @@ def test_watching_a_model_sees_every_cell_and_changes_no_gradient(name: str) -> 
     assert not any("step" in vars(one) or "loop" in vars(one) for one in model.modules())
 
 
+def test_omega_weighs_less_as_training_goes_on_and_flossing_ends() -> None:
+    cell, xs = Elman(2, 3), torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(0))
+    with watched(cell) as seen:
+        cell.unroll(xs, cell.initial_state(2))[0].square().mean().backward()
+    found = []
+    wanted = config.RegularizeConfig(omega=3.0, omega_decay=0.5, flossing=2, flossing_steps=4)
+    for step, kinds in [(0, {"omega", "flossing"}), (4, {"omega"}), (8, {"omega"})]:
+        cell.zero_grad()
+        assert set(fit.penalise(cell, wanted, seen, step)) == kinds
+        found.append(cell.weight_hh.grad.clone())
+    cell.zero_grad()
+    stability.add_omega_gradient(seen.steps, 1.0)
+    torch.testing.assert_close(found[1], cell.weight_hh.grad)
+    torch.testing.assert_close(found[2], 0.6 * cell.weight_hh.grad)
+    assert not torch.allclose(found[0], 3 * cell.weight_hh.grad)
+
+
 def test_a_model_is_left_as_it_was_where_what_was_watched_fails() -> None:
     cell = Elman(2, 3)
     with pytest.raises(UsageError), watched(cell):
@@ -689,6 +706,23 @@ def test_every_choice_acts_in_a_run_and_resumes_exactly(
     last = [json.loads(line) for line in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()]
     said = next(line for line in last if line["event"] == "gradients")
     assert said["steps"] == 16 and said["median"] > 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cell", "words"),
+    [
+        ({"omega": 1.0}, "window", "regularize.omega wants gradients that flow back"),
+        ({"flossing": 20}, "elman", "20 Lyapunov exponents of a state of 6 numbers"),
+    ],
+)
+def test_penalties_that_a_network_cannot_have_are_refused_before_there_is_a_run(
+    wanted: dict[str, Any], cell: str, words: str, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        recurra.train(
+            "language", text, out=tmp_path / "run", cell=cell, hidden=6, steps=5, settings={"regularize": wanted}
+        )
+    assert not (tmp_path / "run" / "config.toml").exists()
 
 
 def test_the_range_test_of_the_command_line_writes_a_page_and_trains_nothing(text: Path, shell: Any) -> None:

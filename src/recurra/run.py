@@ -95,7 +95,9 @@ def _begin(name: str, sources: Sources, out: Path, values: Mapping[str, Any], te
     for text in task.notes():
         tell("note", text=text)
     settled = _settled(given, task, tell)
-    _job(settled, task)  # what cannot be begun is refused before there is a run to resume
+    job = _job(settled, task)  # what cannot be begun is refused before there is a run to resume
+    if settled.regularize.omega or settled.regularize.flossing:
+        fit.gradients(job, settled, next(task.batches()).to(_device(settled)))
     storage.replace_file(out / "given.json", json.dumps(values).encode())
     storage.replace_file(out / "config.toml", config.dumps(settled).encode())
 

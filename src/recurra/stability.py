@@ -131,20 +131,21 @@ def omega(steps: Sequence[Step]) -> Tensor:
 
     As in the paper, g_k, s_k and the input of each step are held constant: only the weights inside `step` are differentiated.
     All times of a cell are one batch for one product with its Jacobians. Weights are those without weight drop. Raises
-    UsageError where no gradient came to any step.
+    UsageError where no gradient came to any step, or through no weights.
     """
     reached = [step for step in steps if any(gradient is not None for gradient in step.gradients)]
-    if not reached:
-        raise UsageError(
-            "regularize.omega wants gradients that flow back through the states of a cell, and none did; take a cell with "
-            "recurrent weights and --learner bptt, or leave regularize.omega out"
-        )
     by_cell: dict[Cell, list[Step]] = {}
     for step in reached:
         if step.goes_on:
             by_cell.setdefault(step.cell, []).append(step)
-    none = next(_floating(reached[0].before)).new_zeros(())
-    return sum((_omega_of(cell, its) for cell, its in by_cell.items()), none)
+    none = next(_floating(reached[0].before)).new_zeros(()) if reached else torch.zeros(())
+    total = sum((_omega_of(cell, its) for cell, its in by_cell.items()), none)
+    if not reached or (by_cell and not total.requires_grad):
+        raise UsageError(
+            "regularize.omega wants gradients that flow back through the states of a cell, by weights, and none did; take a cell "
+            "with recurrent weights and --learner bptt, or leave regularize.omega out"
+        )
+    return total
 
 
 def _omega_of(cell: Cell, steps: Sequence[Step]) -> Tensor:
