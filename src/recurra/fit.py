@@ -72,14 +72,8 @@ def fit(
         progress.step += 1
         now = time.monotonic()
         progress.seconds, told = progress.seconds + now - told, now
-        told_too = {
-            "loss": new.loss,
-            "grad_norm": new.norm,
-            "clipped": new.clipped,
-            "targets": batch.weight,
-            **new.penalties,
-        }
-        tell("step", step=progress.step, rate=rate, **told_too)
+        numbers = dict(loss=new.loss, grad_norm=new.norm, clipped=new.clipped, targets=batch.weight, **new.penalties)
+        tell("step", step=progress.step, rate=rate, **numbers)
         if progress.step % every == 0 or progress.step == steps:
             validate(job, config, tell, improved)
         if now - saved >= config.train.checkpoint_seconds:

@@ -156,11 +156,12 @@ def _omega_of(cell: Cell, steps: Sequence[Step]) -> Tensor:
         afters = list(_floating(cell.step(u, before)[1]))
         directions, counted = _directions(steps)
         known = [(after, one) for after, one in zip(afters, directions, strict=True) if after.requires_grad]
-        if not known:
+        ends, cotangents = zip(*known, strict=True) if known else ((), ())
+        back = torch.autograd.grad(ends, befores, cotangents, create_graph=True, allow_unused=True) if known else ()
+        found = [one.flatten(1).square().sum(1) for one in back if one is not None]
+        if not found:  # what it remembers does not hang on what it remembered
             return counted.new_zeros((), dtype=directions[0].dtype)
-        ends, cotangents = zip(*known, strict=True)
-        back = torch.autograd.grad(ends, befores, cotangents, create_graph=True, allow_unused=True)
-        squares = torch.stack([one.flatten(1).square().sum(1) for one in back if one is not None]).sum(0)
+        squares = torch.stack(found).sum(0)
         return torch.where(counted, (squares - 1).square(), 0.0).sum() / counted.sum().clamp(min=1)
 
 
