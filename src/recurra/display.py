@@ -107,7 +107,7 @@ class Display:
     def _stopped(self, step: int, loss: float) -> None:
         self._say(f"stopped after step {step:,}: validation {loss * self._unit.factor:.3f} {self._unit.name}")
 
-    def _refused(self, step: int, loss: float, rate_scale: float) -> None:
+    def _refused(self, step: int, loss: float, rate_scale: float, **_: Any) -> None:
         self._say(
             f"step {step:,}: the loss or its gradient is not finite ({loss}); update left out, rate x {rate_scale:g}"
         )
