@@ -377,7 +377,10 @@ def test_exponents_are_of_the_whole_state_row_by_row_up_to_each_rows_length(kind
     torch.manual_seed(8)
     cell, xs, lengths = kind(2, 3).double(), torch.randn(3, 6, 2).double(), torch.tensor([6, 4, 0])
     xs[1, 4:] = torch.nan
-    found = lyapunov(cell, xs, cell.initial_state(3), lengths=lengths).detach()
+    found = lyapunov(cell, xs, cell.initial_state(3), lengths=lengths)
+    (slope,) = torch.autograd.grad(found[:2].sum(), cell.weight_hh)
+    assert slope.isfinite().all() and slope.any()
+    found = found.detach()
     assert not found[2].any()
     for row, steps in [(0, 6), (1, 4)]:
         own = lyapunov(cell, xs[row : row + 1, :steps], cell.initial_state(1))[0].detach()
