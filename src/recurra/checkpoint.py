@@ -22,6 +22,7 @@ from recurra.state import named, unname
 from recurra.tasks import Task
 
 FILES = {"model.safetensors", "optimizer.safetensors", "carry.safetensors", "rng.safetensors", "state.json"}
+AVERAGE = "average.safetensors"  # where weights are being averaged
 
 
 @dataclass
@@ -40,6 +41,10 @@ class Progress:
     seconds: float = 0.0
     ended: str = ""  # why training ended; empty while it has not
     recent: list[float] = field(default_factory=list)  # training losses since the last validation
+    errors: list[float] = field(default_factory=list)  # of all validations, where finite
+    averaged: int = 0  # how many steps' weights `Job.average` is the mean of
+    clipped: int = 0  # updates whose gradient was clipped
+    norms: dict[str, int] = field(default_factory=dict)  # how often the gradient had which norm: `fit.note_norm`
 
 
 @dataclass
@@ -51,6 +56,7 @@ class Job:
     optimizer: torch.optim.Optimizer
     carry: Carry
     progress: Progress
+    average: dict[str, Tensor] = field(default_factory=dict)  # mean weights by plain name, once averaging has begun
 
 
 def save(folder: Path, job: Job) -> None:
@@ -61,6 +67,8 @@ def save(folder: Path, job: Job) -> None:
         storage.write_tensors(new / "model.safetensors", weights(job.task.model))
         storage.write_tensors(new / "optimizer.safetensors", slots)
         storage.write_tensors(new / "carry.safetensors", named(job.carry))
+        if job.average:
+            storage.write_tensors(new / AVERAGE, job.average)
         tensors, python = _random_state()
         storage.write_tensors(new / "rng.safetensors", tensors)
         progress = {key: value for key, value in asdict(job.progress).items() if value == value}  # noqa: PLR0124 - drops NaN
@@ -76,7 +84,7 @@ def restore(folder: Path, job: Job) -> list[str]:
 
     Without any checkpoint the job stays at its start. Raises DamagedError where there are some and none is whole.
     """
-    newest, complaints = storage.newest(folder, FILES)
+    newest, complaints = storage.newest(folder, FILES | {AVERAGE})
     if newest is None:
         return complaints
     saved = storage.read_json(newest / "state.json")
@@ -85,10 +93,19 @@ def restore(folder: Path, job: Job) -> list[str]:
         _set_optimizer_state(job, storage.read_tensors(newest / "optimizer.safetensors"), saved["optimizer"])
         job.carry = unname(job.carry, storage.read_tensors(newest / "carry.safetensors"))
         job.progress = Progress(**saved["progress"])
+        job.average = _average(newest, job)
         _set_random_state(storage.read_tensors(newest / "rng.safetensors"), saved["python"])
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{newest}: does not fit this run ({error!r}); it was written by another version") from error
     return complaints
+
+
+def _average(folder: Path, job: Job) -> dict[str, Tensor]:
+    if not (folder / AVERAGE).exists():
+        return {}
+    mean = storage.read_tensors(folder / AVERAGE)
+    parameters = {plain_name(name): parameter for name, parameter in job.task.model.named_parameters()}
+    return {name: mean[name].to(parameter.device) for name, parameter in parameters.items()}
 
 
 def _optimizer_state(job: Job) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -78,6 +78,9 @@ def train(
     folds: Annotated[
         int | None, typer.Option(min=2, help="Cross-validate: so many runs, each tested on its part.")
     ] = None,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Look for a learning rate: raise it over 300 batches, and keep nothing.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     seed: Seed = None,
     threads: Threads = None,
@@ -100,7 +103,30 @@ def train(
     sources = api.as_sources(data, valid or (), test or ())
     values = api.merged(values, short)
     folder = out or run.default_folder(sources, values)
-    _train(task, sources, folder, values, as_json, quiet)
+    if find_lr:
+        _find_rate(task, sources, folder, values, as_json, quiet)
+    else:
+        _train(task, sources, folder, values, as_json, quiet)
+
+
+def _find_rate(task: str, sources: Any, folder: Path, values: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    """Run the learning rate range test, write its page beside the run folder, and print what it suggests."""
+    from recurra import rates, run
+    from recurra.display import Display
+    from recurra.storage import replace_file
+
+    found = run.find_rate(task, sources, values, Display(quiet or as_json))
+    page = folder.with_name(f"{folder.name}-find-lr.html")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(page, rates.page(found, f"{task}: loss against learning rate").encode())
+    if as_json:
+        _print_json({"task": task, **found._asdict(), "page": str(page)})
+        return
+    print(
+        f"the running mean of the loss was lowest ({min(found.smoothed):.4g}) at a rate of {found.suggested * 10:.2g}"
+    )
+    print(f"    --set optimizer.rate={found.suggested:g}")
+    print(f"nothing was trained for good; the curve is in {page}")
 
 
 def _train(task: str, sources: Any, folder: Path, values: dict[str, Any], as_json: bool, quiet: bool) -> Any:

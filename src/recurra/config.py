@@ -100,10 +100,21 @@ class OptimizerConfig(Section):
     )
     weight_decay: float = Field(0.01, ge=0, description="on matrices, never on biases")
     momentum: float = Field(0.0, ge=0, lt=1, description="sgd and rmsprop only")
-    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "plateau", "constant"] = "cosine"
     warmup: int = Field(100, ge=0, description="steps of linear warm-up, at most a fifth of all")
     plateau_patience: int = Field(2, ge=1, description="validations without progress before the rate is halved")
-    clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: no clipping")
+    clip: float = Field(1.0, ge=0, description="largest norm of the gradient, or what clip_by says; 0: no clipping")
+    clip_by: Literal["norm", "value", "adaptive", "step"] = Field(
+        "norm",
+        description="norm: of all gradients together; value: clip is for each entry; adaptive: for the gradient of each unit's "
+        "weights, as a share of their norm (0.1, say); step: for the gradient of each row's state in the sum of the losses, at "
+        "each step back through time (slow: by the plain loop)",
+    )
+    average: Literal["nt"] | None = Field(
+        None,
+        description="nt: from when validation has not got better for 5 times, the mean of the weights since then is what is "
+        "validated and kept (NT-ASGD: with sgd and schedule constant)",
+    )
 
 
 class RegularizeConfig(Section):
@@ -112,6 +123,18 @@ class RegularizeConfig(Section):
     ar: float = Field(0.0, ge=0, description="times the mean square of the activity")
     tar: float = Field(0.0, ge=0, description="times the mean square of its change from step to step")
     max_norm: float = Field(0.0, ge=0, description="largest norm of the weights into one unit; 0: no limit")
+    omega: float = Field(
+        0.0, ge=0, description="times Omega: gradients keep their norm from step to step (slow: by the plain loop)"
+    )
+    omega_decay: float = Field(0.0, ge=0, description="omega is divided by 1 + omega_decay * step")
+    flossing: int = Field(
+        0, ge=0, description="Lyapunov exponents that are drawn to 0 (slow: by the plain loop); 0: none"
+    )
+    flossing_weight: float = Field(0.1, gt=0, description="times the mean of their squares")
+    flossing_steps: int = Field(200, ge=1, description="steps at the beginning of training in which they are")
+    gradient_noise: float = Field(
+        0.0, ge=0, description="variance of the noise on each gradient at the first step; it falls as (1 + step)^-0.55"
+    )
 
 
 class TrainConfig(Section):

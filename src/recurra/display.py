@@ -107,10 +107,20 @@ class Display:
     def _stopped(self, step: int, loss: float) -> None:
         self._say(f"stopped after step {step:,}: validation {loss * self._unit.factor:.3f} {self._unit.name}")
 
-    def _refused(self, step: int, loss: float, rate_scale: float) -> None:
+    def _refused(self, step: int, loss: float, rate_scale: float, **_: Any) -> None:
         self._say(
             f"step {step:,}: the loss or its gradient is not finite ({loss}); update left out, rate x {rate_scale:g}"
         )
+
+    def _averaging(self, step: int) -> None:
+        self._say(f"step {step:,}: validation has stopped getting better; from here on the mean of the weights counts")
+
+    def _gradients(self, steps: int, clipped: float, refused: int, **norms: float) -> None:
+        if steps:
+            self._say(
+                f"gradients of {steps:,} updates: median norm {norms['median']:.2g}, 90 % below {norms['q90']:.2g}, 99 % below "
+                f"{norms['q99']:.2g}, largest {norms['largest']:.2g}; {clipped:.0%} clipped, {refused} not finite and left out"
+            )
 
     def _scoring(self) -> None:
         self.close()

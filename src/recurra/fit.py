@@ -2,17 +2,22 @@
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from recurra import stability
 from recurra.checkpoint import Job, Progress
 from recurra.config import Config, OptimizerConfig, RegularizeConfig, TrainConfig
+from recurra.data.batch import Batch
 from recurra.errors import RecurraError
 from recurra.learn import Carry
-from recurra.regularize import add_penalty_gradient, limit_norms
+from recurra.regularize import add_penalty_gradient, limit_norms, plain_name
+from recurra.stability import Watched, watched
 
 OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {  # the class, and its rate by default
     "adamw": (torch.optim.AdamW, 4e-3),
@@ -24,6 +29,8 @@ OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {  #
 }
 FUSED = ("adamw", "adam", "sgd", "adagrad")
 MOST_REFUSED = 10
+NON_MONOTONE = 5  # validations over which the error has to have stopped falling before weights are averaged
+PER_OCTAVE = 8  # classes of norms of the gradient to a factor of two
 Tell = Callable[..., None]
 
 
@@ -50,24 +57,23 @@ def fit(
         if progress.step >= steps or progress.ended or asked():
             break
         rate = set_rate(job.optimizer, config, progress)
-        loss, carry = job.learner(job.task, batch.to(device), job.carry)
-        penalise(job.task.model, config.regularize)
-        for parameter in job.task.held(progress.step / steps):
-            parameter.grad = None
-        norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.clip or math.inf)
-        if math.isfinite(float(loss)) and math.isfinite(float(norm)):
+        new = gradients(job, config, batch.to(device))
+        if math.isfinite(new.loss) and math.isfinite(new.norm):
             job.optimizer.step()
             if config.regularize.max_norm:
                 limit_norms(job.task.model, config.regularize.max_norm)
-            job.carry, progress.refused_in_a_row = carry, 0
-            progress.recent.append(float(loss))
+            average(job)
+            note_norm(progress, new)
+            job.carry, progress.refused_in_a_row = new.carry, 0
+            progress.recent.append(new.loss)
         else:
-            job.carry = refuse(job, batch.to(device), float(loss), tell)
+            job.carry = refuse(job, batch.to(device), new, tell)
         job.optimizer.zero_grad()
         progress.step += 1
         now = time.monotonic()
         progress.seconds, told = progress.seconds + now - told, now
-        tell("step", step=progress.step, loss=float(loss), grad_norm=float(norm), rate=rate, targets=batch.weight)
+        numbers = dict(loss=new.loss, grad_norm=new.norm, clipped=new.clipped, targets=batch.weight, **new.penalties)
+        tell("step", step=progress.step, rate=rate, **numbers)
         if progress.step % every == 0 or progress.step == steps:
             validate(job, config, tell, improved)
         if now - saved >= config.train.checkpoint_seconds:
@@ -76,14 +82,70 @@ def fit(
     if progress.step >= steps and not progress.ended:
         progress.ended = "all steps done"
     if not progress.ended:
-        tell("stopped", step=progress.step, loss=job.task.validate().loss)
+        with averaged(job):
+            tell("stopped", step=progress.step, loss=job.task.validate().loss)
     keep()
 
 
-def penalise(model: nn.Module, config: RegularizeConfig) -> None:
-    """Add the gradient of the penalties on weights, the same for every learner."""
+class Gradients(NamedTuple):
+    """What stands in `.grad` is the gradient of `loss` and of `penalties`, clipped; its norm was `norm` before, and `clipped` says
+    whether it was."""
+
+    loss: float
+    carry: Carry
+    norm: float
+    clipped: bool
+    penalties: dict[str, float]
+
+
+def gradients(job: Job, config: Config, batch: Batch) -> Gradients:
+    """Fill `.grad` for the update of this step: the learner's gradients and those of the penalties, clipped, with noise where it
+    is asked for."""
+    model, chosen, wanted = job.task.model, config.optimizer, config.regularize
+    step, parameters = job.progress.step, list(model.parameters())
+    by_step = chosen.clip_by == "step" and chosen.clip > 0
+    most = chosen.clip / max(batch.weight, 1e-12) if by_step else None  # the loss is a sum divided by the weight
+    looked = by_step or wanted.omega or step < wanted.flossing_steps * bool(wanted.flossing)
+    with watched(model, most) if looked else nullcontext(Watched([], [], [])) as seen:
+        loss, carry = job.learner(job.task, batch, job.carry)
+    penalties = penalise(model, wanted, seen, step)
+    for parameter in job.task.held(step / (config.train.steps or 1)):
+        parameter.grad = None
+    norm, clipped = clip(parameters, chosen)
+    if wanted.gradient_noise:
+        stability.add_noise(parameters, wanted.gradient_noise, step, config.train.seed)
+    clipped = clipped or bool(seen.cuts and torch.stack(seen.cuts).any())
+    return Gradients(float(loss), carry, norm, clipped, penalties)
+
+
+def clip(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> tuple[float, bool]:
+    """Clip the gradients as the config says; the norm of all of them before, and whether any was clipped."""
+    most, way = config.clip, config.clip_by
+    if way == "norm" or not most:
+        norm = float(nn.utils.clip_grad_norm_(parameters, most or math.inf))
+        return norm, 0 < most < norm
+    given = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm, cut = float(nn.utils.get_total_norm(given)), False
+    if way == "value":
+        cut = any(bool((gradient.abs() > most).any()) for gradient in given)
+        nn.utils.clip_grad_value_(parameters, most)
+    elif way == "adaptive":
+        cut = stability.clip_units(parameters, most)
+    return norm, cut
+
+
+def penalise(model: nn.Module, config: RegularizeConfig, seen: Watched, step: int) -> dict[str, float]:
+    """Add the gradients of the penalties on weights, the same for every learner, and of those on how gradients flow back through
+    the steps that were seen; how large the latter are."""
     if config.l1 or config.l2:
         add_penalty_gradient(model, l1=config.l1, l2=config.l2)
+    penalties = {}
+    if config.omega:
+        weight = config.omega / (1 + config.omega_decay * step)
+        penalties["omega"] = stability.add_omega_gradient(seen.steps, weight)
+    if config.flossing and step < config.flossing_steps:
+        penalties["flossing"] = stability.add_flossing_gradient(seen.runs, config.flossing, config.flossing_weight)
+    return penalties
 
 
 def validate(job: Job, config: Config, tell: Tell, improved: Callable[[], None]) -> None:
@@ -91,13 +153,16 @@ def validate(job: Job, config: Config, tell: Tell, improved: Callable[[], None])
     progress = job.progress
     train = sum(progress.recent) / len(progress.recent) if progress.recent else math.nan
     progress.recent = []
-    loss, error = job.task.validate()
-    better = (error, loss) < (progress.best, progress.best_loss)
-    tell("validation", step=progress.step, train=train, loss=loss, error=error, best=min(error, progress.best))
+    with averaged(job):
+        loss, error = job.task.validate()
+        better = (error, loss) < (progress.best, progress.best_loss)
+        tell("validation", step=progress.step, train=train, loss=loss, error=error, best=min(error, progress.best))
+        if better:
+            progress.best, progress.best_step, progress.stale = error, progress.step, 0
+            progress.best_loss, progress.best_train = loss, train
+            improved()
+    begin_averaging(job, config, error, tell)
     if better:
-        progress.best, progress.best_step, progress.stale = error, progress.step, 0
-        progress.best_loss, progress.best_train = loss, train
-        improved()
         return
     progress.stale += 1
     if config.optimizer.schedule == "plateau" and progress.stale % config.optimizer.plateau_patience == 0:
@@ -106,13 +171,77 @@ def validate(job: Job, config: Config, tell: Tell, improved: Callable[[], None])
         progress.ended = f"no better validation in {progress.stale} tries"
 
 
-def refuse(job: Job, batch: Any, loss: float, tell: Tell) -> Carry:
+def begin_averaging(job: Job, config: Config, error: float, tell: Tell) -> None:
+    """Begin to average the weights where the error of this validation is above the best of those before the last 5 (NT-ASGD;
+    Merity, Keskar & Socher 2018, arXiv:1708.02182)."""
+    progress = job.progress
+    stuck = any(old < error for old in progress.errors[:-NON_MONOTONE])
+    if config.optimizer.average == "nt" and not job.average and stuck:
+        named = job.task.model.named_parameters()
+        job.average, progress.averaged = {plain_name(name): one.detach().clone() for name, one in named}, 1
+        tell("averaging", step=progress.step)
+    if math.isfinite(error):
+        progress.errors.append(error)
+
+
+@torch.no_grad()
+def average(job: Job) -> None:
+    """Take the weights of this step into their mean, where one is kept."""
+    if job.average:
+        job.progress.averaged += 1
+        for name, parameter in job.task.model.named_parameters():
+            job.average[plain_name(name)].lerp_(parameter, 1 / job.progress.averaged)
+
+
+@contextmanager
+def averaged(job: Job) -> Iterator[None]:
+    """Within this context the model has the mean weights, where they are kept; afterwards its own again, to the bit."""
+    own = {name: one.detach().clone() for name, one in job.task.model.named_parameters()} if job.average else {}
+    try:
+        with torch.no_grad():
+            for name, parameter in job.task.model.named_parameters() if own else ():
+                parameter.copy_(job.average[plain_name(name)])
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in job.task.model.named_parameters() if own else ():
+                parameter.copy_(own[name])
+
+
+def note_norm(progress: Progress, new: Gradients) -> None:
+    """Count the norm of a gradient among those of its size, and whether it was clipped."""
+    progress.clipped += new.clipped
+    if new.norm > 0:
+        size = str(round(PER_OCTAVE * math.log2(new.norm)))
+        progress.norms[size] = progress.norms.get(size, 0) + 1
+
+
+def gradient_statistics(progress: Progress) -> dict[str, float]:
+    """Of the gradients of a training: how many updates, quantiles of their norms before clipping (to 5 %), the share that was
+    clipped, how many were not finite, and a threshold for clipping by norm that would act on outliers only: twice the median
+    (Pascanu, Mikolov & Bengio 2013, section 3.2, saw half to ten times the average norm work)."""
+    sizes = sorted((int(size), count) for size, count in progress.norms.items())
+    steps = sum(count for _, count in sizes)
+    if not steps:
+        return {"steps": 0, "clipped": 0.0, "refused": progress.refused}
+
+    def quantile(share: float) -> float:
+        totals = accumulate(count for _, count in sizes)
+        size = next(size for (size, _), below in zip(sizes, totals, strict=True) if below >= share * steps)
+        return float(f"{2 ** (size / PER_OCTAVE):.3g}")
+
+    quantiles = {"median": quantile(0.5), "q90": quantile(0.9), "q99": quantile(0.99), "largest": quantile(1.0)}
+    told = {"steps": steps, "clipped": progress.clipped / steps, "refused": progress.refused}
+    return {**told, **quantiles, "threshold": float(f"{2 * quantiles['median']:.2g}")}
+
+
+def refuse(job: Job, batch: Any, new: Gradients, tell: Tell) -> Carry:
     """Leave out an update whose loss or gradient is not finite: halve the rate and start the carried states anew."""
     progress = job.progress
     progress.refused += 1
     progress.refused_in_a_row += 1
     progress.rate_scale /= 2
-    tell("refused", step=progress.step + 1, loss=loss, rate_scale=progress.rate_scale)
+    tell("refused", step=progress.step + 1, loss=new.loss, rate_scale=progress.rate_scale, grad_norm=new.norm)
     if progress.refused_in_a_row >= MOST_REFUSED:
         raise RecurraError(
             f"the loss or its gradient was not finite {MOST_REFUSED} times in a row, at step {progress.step + 1}; these updates "
@@ -154,15 +283,16 @@ def set_rate(optimizer: torch.optim.Optimizer, config: Config, progress: Progres
 
 
 def schedule(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The share of the peak rate at a step: linear warm-up, then a half cosine down to zero, or constant."""
+    """The share of the peak rate at a step: linear warm-up, then a half cosine or a straight line down to zero, or constant."""
     warmup = min(config.warmup, steps / 5)
     warm = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    return warm * (0.5 * (1 + math.cos(math.pi * step / steps)) if config.schedule == "cosine" else 1.0)
+    falls = {"cosine": 0.5 * (1 + math.cos(math.pi * step / steps)), "linear": 1 - step / steps}
+    return warm * falls.get(config.schedule, 1.0)
 
 
-def advice(progress: Progress, report: dict[str, Any]) -> list[str]:
+def advice(progress: Progress, report: dict[str, Any], optimizer: OptimizerConfig) -> list[str]:
     """What the numbers call for, in words; `report` is `Task.evaluate`'s."""
-    words = []
+    words = advice_on_clipping(progress, optimizer)
     if progress.refused:
         words.append(
             f"{progress.refused} updates had a loss or gradient that was not finite: they were left out, the carried states "
@@ -186,3 +316,22 @@ def advice(progress: Progress, report: dict[str, Any]) -> list[str]:
             f"The network is below the floor of {' and '.join(below)}: a method without a network does better here."
         )
     return words
+
+
+def advice_on_clipping(progress: Progress, optimizer: OptimizerConfig) -> list[str]:
+    """Whether the threshold of clipping suits the norms of the gradients, in words."""
+    seen = gradient_statistics(progress)
+    if seen["steps"] < 20:
+        return []
+    if optimizer.clip_by == "norm" and seen["clipped"] > 0.5:
+        return [
+            f"{seen['clipped']:.0%} of the updates were clipped to optimizer.clip={optimizer.clip:g}, and the median norm of the "
+            f"gradient was {seen['median']:g}: most steps had the same length. A threshold for outliers only would be "
+            f"--set optimizer.clip={seen['threshold']:g}."
+        ]
+    if not optimizer.clip and seen["largest"] > 10 * seen["median"]:
+        return [
+            f"Some gradients were {seen['largest'] / seen['median']:.0f} times as long as the median ({seen['median']:g}), and "
+            f"none was clipped; --set optimizer.clip={seen['threshold']:g} would hold such steps."
+        ]
+    return []

@@ -30,6 +30,7 @@ from recurra.data import read
 from recurra.errors import DamagedError, Interrupted, RecurraError, UsageError
 from recurra.kernels import native
 from recurra.learn import LEARNERS
+from recurra.rates import Ranged, range_test
 from recurra.tasks import TASKS, Sources, Task, task_called
 
 Tell = Callable[..., None]
@@ -94,7 +95,9 @@ def _begin(name: str, sources: Sources, out: Path, values: Mapping[str, Any], te
     for text in task.notes():
         tell("note", text=text)
     settled = _settled(given, task, tell)
-    _job(settled, task)  # what cannot be begun is refused before there is a run to resume
+    job = _job(settled, task)  # what cannot be begun is refused before there is a run to resume
+    if settled.regularize.omega or settled.regularize.flossing:
+        fit.gradients(job, settled, next(task.batches()).to(_device(settled)))
     storage.replace_file(out / "given.json", json.dumps(values).encode())
     storage.replace_file(out / "config.toml", config.dumps(settled).encode())
 
@@ -175,12 +178,11 @@ def _seconds_of_a_step(given: Config, task: Task, seconds: float) -> float:
     job = _job(given, task)
     task.model.train()
     times: list[float] = []
-    batches, carry = task.batches(), job.carry
+    batches = task.batches()
     began = time.monotonic()
     while time.monotonic() - began < seconds or len(times) < 3:
         start = time.monotonic()
-        _, carry = job.learner(task, next(batches).to(_device(given)), carry)
-        torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
+        job.carry = fit.gradients(job, given, next(batches).to(_device(given))).carry
         job.optimizer.step()
         job.optimizer.zero_grad()
         times.append(time.monotonic() - start)
@@ -205,6 +207,20 @@ def estimate(name: str, sources: Sources, values: Mapping[str, Any]) -> dict[str
         "seconds_of_a_pass": round(steps * seconds, 2),
         **_memory(),
     }
+
+
+def find_rate(name: str, sources: Sources, values: Mapping[str, Any], tell: Tell) -> Ranged:
+    """The learning rate range test of what a run with these values would train (`rates.range_test`); nothing is kept."""
+    data = values.get("data", {})
+    part = {"fold": 1} if data.get("folds") is not None and data.get("fold") is None else {}
+    given = config.build({**values, "task": {**values.get("task", {}), "name": name}, "data": {**data, **part}})
+    _set_threads(given)
+    tell("preparing", files=[str(path) for path in sources.paths])
+    with _random_numbers_of_our_own(), tempfile.TemporaryDirectory() as folder:
+        task = TASKS[name].prepare(given, sources, Path(folder))
+        settled = _settled(given, task, tell)
+        with _within_memory(settled, "take fewer: --hidden, --set train.rows=16, --set train.chunk=32"):
+            return range_test(_job(settled, task), settled, _device(settled))
 
 
 def _memory() -> dict[str, int]:
@@ -316,7 +332,8 @@ def _finish(job: Job, settled: Config, out: Path, tell: Tell) -> Finished:
     job.task.model.cpu()
     bundle.save(out / "best", job.task, {**_brief(job), **scores})
     job.task.model.eval()
-    words = fit.advice(job.progress, scores)
+    words = fit.advice(job.progress, scores, settled.optimizer)
+    tell("gradients", **fit.gradient_statistics(job.progress))
     tell("end", ended=job.progress.ended, best_step=job.progress.best_step, report=scores, advice=words)
     return Finished(job.task, out, scores, words)
 
