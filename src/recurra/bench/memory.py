@@ -84,10 +84,10 @@ def compare(
     first: int = 0,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """A record for each setting: how many of `seeds` runs (from seed `first` on) solved it, in at most so many steps and minutes each; the median of the
-    steps and the mean of the seconds of those that did (of all, where none did); the share of right answers on the test data,
-    and what the best guess without memory reaches. Config values `given` stand above those of the bench. What the
-    installed code cannot do is skipped, and `skipped` says why."""
+    """A record for each setting: how many of `seeds` runs (from seed `first` on) solved it, in at most so many steps and minutes
+    each; the median of the steps and the mean of the seconds of those that did (of all, where none did); the share of right
+    answers on the test data, and what the best guess without memory reaches. Config values `given` stand above those of the
+    bench. What the installed code cannot do is skipped, and `skipped` says why."""
     records = []
     for setting in settings:
         problem, length = PROBLEMS[setting.task], setting.length or own_length(setting.task)

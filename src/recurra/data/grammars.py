@@ -22,13 +22,13 @@ REBER: dict[int, dict[str, int]] = {  # of each node its arcs: the symbol, and w
     5: {"P": 4, "V": 6},
     6: {"E": 7},
 }
-SHARED = 9  # symbols of the embedded Reber strings that every part may hold: of such short ones there are only four
+SHARED = 12  # symbols of the longest strings of `reber` that every part may hold: of these there are too few
 
 
 def reber(draw: np.random.Generator, part: Part, count: int) -> Examples:
     """Strings of the embedded Reber grammar: B, T or P, a string of the Reber grammar, the same T or P again, E. At each symbol the
-    target is the set of those that may come next. Both arcs that leave a node are equally likely. A string of more than 9
-    symbols stands in one part only.
+    target is the set of those that may come next. Both arcs that leave a node are equally likely. A string of more than
+    12 symbols stands in one part only.
 
     Solved: in every string at every step the legal symbols and no others. Without memory no string is right, since after the
     second T or P comes E and after the first one never.
@@ -38,8 +38,9 @@ def reber(draw: np.random.Generator, part: Part, count: int) -> Examples:
     inputs, targets = [], []
     for _ in range(count):
         symbols, follows = _embedded(draw)
-        while len(symbols) > SHARED and part_of("".join(symbols)) != part:
-            symbols, follows = _embedded(draw)
+        if len(symbols) > SHARED:  # another long one, or there would be too many short ones
+            while len(symbols) <= SHARED or part_of("".join(symbols)) != part:
+                symbols, follows = _embedded(draw)
         inputs.append(symbols)
         targets.append(follows)
     return made(
