@@ -7,7 +7,7 @@ and what the best guess without memory reaches, stands in `data.problems`.
 import numpy as np
 
 from recurra.data.examples import Examples
-from recurra.data.made import Part, at_least, made
+from recurra.data.made import ONE_WAY, Part, at_least, made
 
 REMEMBERED, SYMBOLS = 10, "ABCDEFGH"  # of the copy problem: how many symbols, and of which
 BLANK, CUE = "_", ">"
@@ -161,7 +161,7 @@ def xor(draw: np.random.Generator, part: Part, count: int, length: int = 60) -> 
         bits = [str(bit) for a, b in pairs for bit in (a, b, a ^ b)]
         inputs.append(bits[:length])
         targets.append(bits[1 : length + 1])
-    note = f"{length} bits of which each third is the exclusive or of the two before it; the target is the next one"
+    note = f"{length} bits of which each third is the exclusive or of the two before it; the target is the next one{ONE_WAY}"
     return made("xor", "words", part, inputs, targets, note)
 
 

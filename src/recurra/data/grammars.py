@@ -1,7 +1,7 @@
 """Languages with a grammar: after each symbol it is to be said which may come next.
 
-A target is the set of legal next symbols, as one label: `PT` where P or T may follow; `$` is the end. Who reads from both ends
-sees the end coming: train with `--set task.bidirectional=false`.
+A target is the set of legal next symbols, as one label: `PT` where P or T may follow; `$` is the end. The tag task learns them;
+it reads from both ends unless told otherwise, and then sees the end coming: `--set task.bidirectional=false`.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from recurra.data.examples import Examples
-from recurra.data.made import Part, made, part_of
+from recurra.data.made import ONE_WAY, Part, made, part_of
 
 END = "$"
 BRACKETS = ("()", "[]", "{}", "<>")
@@ -86,7 +86,7 @@ def dyck(draw: np.random.Generator, part: Part, count: int, length: int = 50, ki
             follows.append(openers + (open_ones[-1] if open_ones else END))
         inputs.append(symbols)
         targets.append(follows)
-    note = f"well-nested brackets of {kinds} kinds, and what may come next"
+    note = f"well-nested brackets of {kinds} kinds, and what may come next{ONE_WAY}"
     return made(f"dyck-{kinds}", "words", part, inputs, targets, note)
 
 
@@ -134,7 +134,7 @@ def _counted(
 ) -> Examples:
     times = [_size(draw, part, length) for _ in range(count)]
     inputs = [[letter for letter in letters for _ in range(n)] for n in times]
-    note = f"{' '.join(f'{letter}^n' for letter in letters)} for n up to {max(times)}, and what may come next"
+    note = f"{' '.join(f'{letter}^n' for letter in letters)} for n up to {max(times)}, and what may come next{ONE_WAY}"
     return made(name, "words", part, inputs, [follows(n) for n in times], note)
 
 

@@ -9,6 +9,7 @@ from recurra.errors import UsageError
 
 Part = Literal["train", "valid", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
+ONE_WAY = "; who reads from both ends sees the answer coming: train with --set task.bidirectional=false"
 
 
 def part_of(text: str) -> Part:
