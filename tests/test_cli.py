@@ -39,6 +39,7 @@ COMMANDS = [
     "bench cells",
     "bench kernels",
     "bench seq2seq",
+    "bench memory",
 ]
 SETTINGS = [part for setting in ("train.rows=4", "train.chunk=8") for part in ("--set", setting)]
 SMALL = ["--hidden", "8", "--threads", "1", *SETTINGS]

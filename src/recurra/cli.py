@@ -21,7 +21,7 @@ app = typer.Typer(
 bench_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Measure speed, beside the same thing written in torch.nn.\n\nExample: recurra bench language --seconds 5",
+    help="Measure speed, beside the same thing written in torch.nn, and memory.\n\nExample: recurra bench language --seconds 5",
 )
 app.add_typer(bench_app, name="bench")
 
@@ -736,6 +736,49 @@ def bench_cells(
         _print_json({"cells": records, "threads": torch.get_num_threads(), "torch": torch.__version__})
     else:
         print(cells.table(records))
+
+
+@bench_app.command("memory")
+def bench_memory(
+    task: Annotated[
+        list[str] | None, typer.Option(help="A problem, such as adding; several times for several.")
+    ] = None,
+    length: Annotated[list[int] | None, typer.Option(min=2, help="How long; else as long as each set is.")] = None,
+    cell: Annotated[list[str] | None, typer.Option(help="A name in docs/cells.md; else elman, gru and lstm.")] = None,
+    learner: Annotated[list[str] | None, typer.Option(help="A learning rule; else bptt.")] = None,
+    init: Annotated[list[str] | None, typer.Option(help="Where weights start; else torch.")] = None,
+    clip: Annotated[list[float] | None, typer.Option(min=0, help="Largest norm of the gradient; 0: any.")] = None,
+    omega: Annotated[list[float] | None, typer.Option(min=0, help="Times the penalty on vanishing gradients.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a run, at most.")] = 2000,
+    minutes: Annotated[float, typer.Option(help="Minutes of a run, at most.")] = 1.0,
+    setting: Settings = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Which networks solve the classic problems of memory. Each option may be given several times: all are tried together.
+
+    Example: recurra bench memory --task temporal-order --length 50 --cell elman --clip 0 --clip 1 --seeds 5
+    """
+    import torch
+
+    from recurra import config as configuration
+    from recurra.bench import memory
+
+    if threads:
+        torch.set_num_threads(threads)
+    rows = memory.grid(
+        task or memory.TASKS_OF_THE_GRID, length or [None], cell or memory.CELLS_OF_THE_GRID, learner or ["bptt"],
+        init or ["torch"], clip or [1.0], omega or [0.0],
+    )  # fmt: skip
+    tell = (lambda text: None) if quiet or as_json else lambda text: print(text, file=sys.stderr)
+    records = memory.compare(rows, seeds, steps, minutes, configuration.override({}, setting or []), seed or 0, tell)
+    if as_json:
+        _print_json({"rows": records, "threads": torch.get_num_threads(), "torch": torch.__version__})
+    else:
+        print(memory.table(records))
 
 
 @bench_app.command("kernels")

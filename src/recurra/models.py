@@ -113,8 +113,7 @@ def language_model(
     """Next-token scores. `embedding` None is one-hot; `tied` uses one matrix for embedding and readout (Press & Wolf 2017,
     arXiv:1608.05859), then the embedding has the size of the hidden state; `recurrent_dropout` is `weight_drop`'s; `start`
     is a name in `init.PRESETS`."""
-    if start not in PRESETS:
-        raise UsageError(f"there is no start called {start!r}; they are {', '.join(PRESETS)}")
+    _check_start(start)
     if tied and embedding is None:
         raise UsageError("one-hot inputs have no matrix to tie; leave out embed.tied or embed.kind=onehot")
     table: nn.Embedding | OneHot = OneHot(vocabulary)
@@ -199,6 +198,7 @@ def encoder_layers(
     cell: str, inputs: int, hidden: int, layers: int, bidirectional: bool, start: str = "torch", **options: object
 ) -> list[Layer]:
     """Recurrent layers of the same kind, in one direction or in both."""
+    _check_start(start)
     kind = cell_called(cell)
     made: list[Layer] = []
     for _ in range(layers):
@@ -208,6 +208,11 @@ def encoder_layers(
             PRESETS[start](one)
         made.append(Bidirectional(*cells) if bidirectional else Recurrent(cells[0]))
     return made
+
+
+def _check_start(name: str) -> None:
+    if name not in PRESETS:
+        raise UsageError(f"there is no start called {name!r}; they are {', '.join(PRESETS)}")
 
 
 POOLINGS = ("last", "mean", "max", "attention")

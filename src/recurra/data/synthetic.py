@@ -7,20 +7,19 @@ A set is a function `(draw, part, count)`, with `length` as a last argument that
 draws its examples one after the other, so that the first of them are the same however many are asked for.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import date
-from typing import Any, Literal
+from functools import partial
 
 import numpy as np
 
-from recurra.data.examples import Examples, Kind
+from recurra.data import chaos, classic, grammars
+from recurra.data.examples import Examples
+from recurra.data.made import Part, made, part_of
 from recurra.data.shapes import shapes
 from recurra.errors import UsageError
 
-Part = Literal["train", "valid", "test"]
-
-OF_THEIR_OWN_LENGTH = ("dates", "shapes")
+OF_THEIR_OWN_LENGTH = ("dates", "shapes", "reber")
 COUNTS: dict[Part, int] = {"train": 5_000, "valid": 1_000, "test": 1_000}
 OF_THEIR_OWN_COUNT: dict[tuple[str, Part], int] = {("shapes", "train"): 4_000}
 STEPS = 1 << 27  # of all examples of a part together, at most: about 1 GiB of the widest series
@@ -59,7 +58,7 @@ def parity(draw: np.random.Generator, part: Part, count: int, length: int = 20) 
     even (1000010101), NO where it is odd (100011)."""
     strings, note = _bits(draw, part, count, length)
     targets = [("NO" if text.count("1") % 2 else "YES",) for text in strings]
-    return _made("parity", "text", part, strings, targets, f"{note}; YES where the number of ones is even")
+    return made("parity", "text", part, strings, targets, f"{note}; YES where the number of ones is even")
 
 
 def parity_steps(draw: np.random.Generator, part: Part, count: int, length: int = 20) -> Examples:
@@ -68,26 +67,7 @@ def parity_steps(draw: np.random.Generator, part: Part, count: int, length: int 
     ones = [np.cumsum([sign == "1" for sign in text]) % 2 for text in strings]
     targets = [[("EVEN", "ODD")[odd] for odd in row] for row in ones]
     note = f"{note}; after each sign whether the number of ones so far is even"
-    return _made("parity-steps", "words", part, [list(text) for text in strings], targets, note)
-
-
-def adding(draw: np.random.Generator, part: Part, count: int, length: int = 50) -> Examples:
-    """The adding problem: series [length, 2] of numbers uniform in [0, 1) and of marks, 1 at one step of each half and 0
-    elsewhere; the target [1] is the sum of the two marked numbers. To answer 1 always costs a mean squared error of 1/6.
-
-    Reference: Hochreiter & Schmidhuber 1997, "Long short-term memory", section 5.4, with the range of numbers and the halves
-    as in Arjovsky, Shah & Bengio 2016, arXiv:1511.06464
-    """
-    inputs, targets = [], []
-    for _ in range(count):
-        series = np.zeros((length, 2), np.float32)
-        series[:, 0] = draw.random(length, np.float32)
-        marked = [draw.integers(0, length // 2), draw.integers(length // 2, length)]
-        series[marked, 1] = 1
-        inputs.append(series)
-        targets.append(series[marked, 0].sum(keepdims=True))
-    note = f"{length} numbers between 0 and 1, of which two are marked; the target is their sum"
-    return _made("adding", "series", part, inputs, targets, note, ["number", "mark"])
+    return made("parity-steps", "words", part, [list(text) for text in strings], targets, note)
 
 
 def sine(draw: np.random.Generator, part: Part, count: int, length: int = 100) -> Examples:
@@ -101,7 +81,7 @@ def sine(draw: np.random.Generator, part: Part, count: int, length: int = 100) -
         inputs.append((wave + NOISE * draw.standard_normal((length, 1))).astype(np.float32))
         targets.append(wave.astype(np.float32))
     note = f"{length} steps of a sine wave in noise of standard deviation {NOISE}; the target is the wave without it"
-    return _made("sine", "series", part, inputs, targets, note, ["signal"])
+    return made("sine", "series", part, inputs, targets, note, ["signal"])
 
 
 def dates(draw: np.random.Generator, part: Part, count: int) -> Examples:
@@ -111,7 +91,7 @@ def dates(draw: np.random.Generator, part: Part, count: int) -> Examples:
     inputs, targets = [], []
     for _ in range(count):
         day = date.fromordinal(first + int(draw.integers(0, 73_049)))
-        while _part_of(day.isoformat()) != part:
+        while part_of(day.isoformat()) != part:
             day = date.fromordinal(first + int(draw.integers(0, 73_049)))
         language = list(MONTHS)[int(draw.integers(0, len(MONTHS)))]
         form = FORMS[language][int(draw.integers(0, len(FORMS[language])))]
@@ -119,7 +99,7 @@ def dates(draw: np.random.Generator, part: Part, count: int) -> Examples:
         text = form.format(d=day.day, m=day.month, y=day.year, month=month, short=month[:3])
         inputs.append(text.title() if draw.random() < 0.1 else text)
         targets.append((day.isoformat(),))
-    return _made("dates", "text", part, inputs, targets, "dates in three languages, and the same as YYYY-MM-DD")
+    return made("dates", "text", part, inputs, targets, "dates in three languages, and the same as YYYY-MM-DD")
 
 
 MONTHS = {
@@ -140,10 +120,26 @@ FORMS = {
 SYNTHETIC: dict[str, Callable[..., Examples]] = {
     "parity": parity,
     "parity-steps": parity_steps,
-    "adding": adding,
+    "adding": classic.adding,
     "sine": sine,
     "dates": dates,
     "shapes": shapes,
+    "adding-hochreiter": classic.adding_hochreiter,
+    "adding-pascanu": classic.adding_pascanu,
+    "copy": classic.copy,
+    "temporal-order": classic.temporal_order,
+    "temporal-order-3": partial(classic.temporal_order, symbols=3),
+    "permutation": classic.permutation,
+    "xor": classic.xor,
+    "flip-flop": classic.flip_flop,
+    "reber": grammars.reber,
+    "dyck-1": partial(grammars.dyck, kinds=1),
+    "dyck-2": grammars.dyck,
+    "anbn": grammars.anbn,
+    "anbncn": grammars.anbncn,
+    "mackey-glass": chaos.mackey_glass,
+    "lorenz": chaos.lorenz,
+    "henon": chaos.henon,
 }
 
 
@@ -163,7 +159,7 @@ def _bits(draw: np.random.Generator, part: Part, count: int, length: int) -> tup
     for _ in range(count):
         size = int(draw.integers(1, longest + 1))
         text = _string(draw, size)
-        while size > SHARED and _part_of(text) != part:
+        while size > SHARED and part_of(text) != part:
             text = _string(draw, size)
         strings.append(text)
     note = f"strings of zeros and ones of 1 to {longest} signs, those of more than {SHARED} in no other part"
@@ -172,14 +168,3 @@ def _bits(draw: np.random.Generator, part: Part, count: int, length: int) -> tup
 
 def _string(draw: np.random.Generator, size: int) -> str:
     return (draw.integers(0, 2, size, np.uint8) + ord("0")).tobytes().decode()
-
-
-def _part_of(text: str) -> Part:
-    return list(COUNTS)[hashlib.sha256(text.encode()).digest()[0] % len(COUNTS)]
-
-
-def _made(
-    name: str, kind: Kind, part: Part, inputs: list[Any], targets: list[Any], note: str, channels: Sequence[str] = ()
-) -> Examples:
-    places = [f"synthetic:{name} {part}:{number}" for number in range(1, len(inputs) + 1)]
-    return Examples(kind, inputs, targets, None, places, list(channels), [f"made, not read: {note}"])
