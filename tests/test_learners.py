@@ -35,6 +35,7 @@ from recurra.learn import (
 from recurra.learn.base import Learnable
 from recurra.learn.influence import Rows, flat, gradients, recurrent
 from recurra.models import language_model
+from recurra.regularize import weight_drop
 from recurra.state import State, detach, leaves, tmap, within
 
 WORDS = 5
@@ -415,6 +416,12 @@ def test_the_cost_is_what_the_carry_takes_or_more(name: str) -> None:
     assert cost is not None and held <= cost.bytes <= 20 * held + 1000 and cost.operations > 0
 
 
+def dropped() -> Toy:
+    task = Toy("lstm")
+    weight_drop(task.model.core, 0.5)
+    return task
+
+
 @pytest.mark.parametrize(
     ("learner", "task", "words"),
     [
@@ -427,6 +434,7 @@ def test_the_cost_is_what_the_carry_takes_or_more(name: str) -> None:
         (SnAp1(), Toy("mgu"), "the units of MGU see each other within a step"),
         (SnAp1(), Toy("lstm-projected"), "belong to no single unit"),
         (EProp(), Toy("lstm-layernorm"), "see each other within a step"),
+        (SnAp1(), dropped(), "leave out model.recurrent_dropout"),
         (RFLO(), Toy("lstm"), "take --cell leaky, or eprop"),
         (KFRTRL(), Toy("gru"), "take --cell elman --layers 1"),
         (KFRTRL(), Toy("leaky"), "one layer of elman units"),

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from recurra.cells import Cell
@@ -347,6 +348,9 @@ def mixes(task: Learnable, batch: Batch) -> bool:
 
 def why_not(task: Learnable, batch: Batch) -> str | None:
     """Why the cells of a task cannot be learnt by traces that stay with a unit, in words; None where they can."""
+    for cell in task.model.modules():
+        if isinstance(cell, Cell) and parametrize.is_parametrized(cell):
+            return "weights of a cell are made anew at every call; leave out model.recurrent_dropout, or take bptt"
     for vectors in (False, True):
         seen = _first_look(task, batch, vectors)
         ended = {id(leaf) for leaf in leaves(seen.after)}
