@@ -71,7 +71,7 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="Train for so many passes through the data,")] = None,
     minutes: Annotated[float | None, typer.Option(help="or for so many minutes (default 5),")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="or for so many steps.")] = None,
-    learner: Annotated[str | None, typer.Option(help="bptt.")] = None,
+    learner: Annotated[str | None, typer.Option(help="how credit goes back: bptt, rtrl, snap1, uoro, es, ... (README)")] = None,
     vectors: Annotated[Path | None, typer.Option(help="Word vectors where the table of words starts.")] = None,
     text: TextColumn = None,
     label: LabelColumn = None,
