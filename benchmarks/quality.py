@@ -116,7 +116,7 @@ TRIALS = {
     ),
     "sgd, next system turn": Trial(
         f"seq2seq {PARTS}".replace("SET", "sgd-dialogues").replace("END", "jsonl")
-        + " --steps 1200 --set task.speaker=second --set task.context=3", {"bleu": "> nearest neighbour"}, "",
+        + " --steps 450 --set task.speaker=second --set task.context=3", {"bleu": "> nearest neighbour"}, "",
     ),
     "nlvr-captions": Trial(
         "caption {sets}/nlvr-captions/train.csv {sets}/nlvr-captions/dev-images.zip --valid {sets}/nlvr-captions/valid.csv "

@@ -1,6 +1,6 @@
 """Where a captioner looks: of the words that name an object, how many were written while it looked at that object.
 
-    recurra train caption synthetic:shapes --steps 2500 --out RUN
+    recurra train caption synthetic:shapes --steps 4000 --out RUN ...   (all of it in writing.md)
     python benchmarks/shapes.py RUN
 
 The pictures are new ones, whose every pixel is known. A word counts as looked at where more than half of its attention lies on
