@@ -412,6 +412,13 @@ def test_bars_are_where_they_were_published() -> None:
     assert not PROBLEMS["henon"].right(wave, started + 0.073) and PROBLEMS["henon"].right(wave, started + 0.072)
 
 
+@pytest.mark.parametrize("name", ["xor", "reber", "dyck-1", "dyck-2", "anbn", "anbncn"])
+def test_sets_that_two_directions_give_away_say_so(name: str) -> None:
+    """Of a^n b^n, whoever sees the end of the string knows the last b."""
+    (note,) = synthetic(name, "train", 2).notes
+    assert "task.bidirectional=false" in note and PROBLEMS[name].task == "tag"
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

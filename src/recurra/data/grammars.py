@@ -43,9 +43,8 @@ def reber(draw: np.random.Generator, part: Part, count: int) -> Examples:
                 symbols, follows = _embedded(draw)
         inputs.append(symbols)
         targets.append(follows)
-    return made(
-        "reber", "words", part, inputs, targets, "strings of the embedded Reber grammar, and what may come next"
-    )
+    note = f"strings of the embedded Reber grammar, and what may come next{ONE_WAY}"
+    return made("reber", "words", part, inputs, targets, note)
 
 
 def _embedded(draw: np.random.Generator) -> tuple[list[str], list[str]]:
