@@ -25,6 +25,7 @@ from recurra.errors import DamagedError, DataError, UsageError
 from recurra.state import State
 from recurra.tasks.base import Sources, Task, Unit, Validation, refuse
 from recurra.tasks.forecast_frames import OnFrames
+from recurra.tasks.forecast_next import OnNext
 from recurra.tasks.forecast_ways import Data, Options, options_of
 from recurra.tasks.forecast_windows import OnWindows
 
@@ -34,8 +35,9 @@ ARRAYS = ("values", "seen", "bounds", "starts", "known", "static")
 
 @final
 class Forecast(Task):
-    """What comes next in many series at once, of one variable or several: numbers (`OnWindows`), or vectors of zeros and ones
-    (`OnFrames`, with task.output=binary).
+    """What comes next in many series at once, of one variable or several: numbers, window by window
+    (`OnWindows`), or step by step from all that came before: vectors of zeros and ones (`OnFrames`, with task.output=binary), or
+    numbers (`OnNext`, with task.output=next).
 
     Data are read as `data.panel` says. Files for validation and test go on where the training files end, or hold series of their
     own; without them the end of each series is kept.
@@ -227,10 +229,11 @@ class Forecast(Task):
 
     def anomalies(self, data: Path | str) -> list[dict[str, Any]]:
         """Each step of the series of a file that can be forecast: value, what was expected, and how unusual it is, in usual
-        errors of its variable; the most unusual first. Raises UsageError for a model of zeros and ones."""
+        errors of its variable; the most unusual first. Raises UsageError for a model that has no windows."""
         if not isinstance(self.way, OnWindows):
             raise UsageError(
-                "anomalies are told by residuals of numbers; this model says how likely zeros and ones are"
+                "anomalies are told by the windows that a step was forecast in; train without "
+                f"task.output={self.way.options.output} to have them"
             )
         found = self.way.anomalies(self.model, *self._after_ours(self._panel(read.sources([data]))))
         return sorted(found, key=lambda step: -cast(float, step["score"]))
@@ -255,7 +258,7 @@ class Forecast(Task):
             "filled_values": int((~panel.seen).sum()),
             **{f"{part}_steps": int((span[:, 1] - span[:, 0]).sum()) for part, span in spans.items()},
         }
-        if options.output != "binary":
+        if _kind(options) is OnWindows:
             lines = drawing(known["context"], known["horizon"], options.stride)
             report |= {
                 "season": known["season"],
@@ -267,8 +270,10 @@ class Forecast(Task):
         return {**report, "warnings": _warnings(panel, spans, steps, options.output == "binary")}
 
 
-def _kind(options: Options) -> type[OnFrames] | type[OnWindows]:
-    return OnFrames if options.output == "binary" else OnWindows
+def _kind(options: Options) -> type[OnFrames] | type[OnNext] | type[OnWindows]:
+    if options.output == "binary":
+        return OnFrames
+    return OnNext if options.output == "next" else OnWindows
 
 
 def _columns(kept: dict[str, Any]) -> Columns:
