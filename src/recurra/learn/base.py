@@ -55,6 +55,10 @@ class Learner(ABC):
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         """Add the gradients of the batch's loss to `.grad`; return the loss (no graph) and the next carry."""
 
+    def state(self, carry: Carry) -> State:
+        """The network's state in a carry."""
+        return carry.rows[0]
+
     def supports(self, task: Learnable, batch: Batch) -> str | None:
         """Why this learner cannot train this task, in words; None where it can."""
         return None

@@ -19,7 +19,7 @@ from recurra.data import read
 from recurra.data.batch import Batch
 from recurra.data.panel import LARGEST, Columns, Panel
 from recurra.data.read import shown
-from recurra.data.times import Frequency
+from recurra.data.times import UNITS, Frequency
 from recurra.data.windows import drawing
 from recurra.errors import DamagedError, DataError, UsageError
 from recurra.state import State
@@ -55,8 +55,24 @@ class Forecast(Task):
 
     @classmethod
     def prepare(cls, config: Config, sources: Sources, folder: Path) -> Self:
+        return cls._learnt(config, *_read_parts(config, options_of(config), sources), folder)
+
+    @classmethod
+    def of_rows(cls, config: Config, variables: list[str], rows: np.ndarray, folder: Path) -> Self:
+        """The task over the first rows of a stream, `[steps, variables]`, all of which are for training. They are left in
+        `folder`, as `prepare` leaves those of files."""
+        panel = panels.of_array("stream", rows, variables, UNITS["step"])
+        columns = Columns(time="rows", target=tuple(variables), understood=True)
+        span = lambda begin: np.array([[begin, len(rows)]])  # noqa: E731
+        spans = {"train": span(0), "valid": span(len(rows)), "test": span(len(rows))}
+        return cls._learnt(config, replace(panel, columns=columns, same=np.ones(1, bool)), spans, [], folder)
+
+    @classmethod
+    def _learnt(
+        cls, config: Config, panel: Panel, spans: dict[str, np.ndarray], notes: list[str], folder: Path
+    ) -> Self:
+        """The task over series and their parts, which are left in `folder`."""
         options = options_of(config)
-        panel, spans, notes = _read_parts(config, options, sources)
         known = {
             **_kind(options).learn(panel, spans, options),
             "columns": None if panel.columns is None else asdict(panel.columns),
