@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -63,6 +63,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "recurrent gaussian": {"context": 24, "horizon": 3, "head": "recurrent", "output": "gaussian", "scale": "series"},
     "student's t of logarithms": {"context": 24, "horizon": 6, "output": "student-t", "log": True},
     "binary": {"output": "binary"},
+    "next": {"output": "next"},
 }
 
 
@@ -206,6 +207,108 @@ def test_music_is_learnt_and_the_first_frame_is_not_counted(tmp_path: Path) -> N
     assert report["scores"]["nats_per_step"] * 19 == pytest.approx(nats, rel=0.3)
 
 
+def gappy(path: Path) -> Path:
+    """Two series of two variables, on levels and scales far apart, with gaps: one at the head, one before the test part."""
+    rng = np.random.default_rng(1)
+    rows: list[Any] = []
+    for k in range(2):
+        values = (1000.0 * k + rng.normal(0, 10.0**k, (40, 2)).cumsum(0)).astype(object)
+        for at, column in ((0, 1), (1, 1), (17, 0), (33, 0), (34, 1)):
+            values[at, column] = ""
+        rows += [(f"s{k}", t, *values[t]) for t in range(40)]
+    return table(path, ["unique_id", "ds", "a", "b"], rows)
+
+
+def test_the_next_value_is_scored_as_by_hand_and_gaps_count_nothing(tmp_path: Path) -> None:
+    data = gappy(tmp_path / "g.csv")
+    task = prepared(tmp_path, data, {"output": "next", "target": "a,b", "test_steps": 10, "valid_steps": 5})
+    report = task.evaluate()
+    model, found = cast(Any, task.model), panel([data], task.way.options.columns())
+    ours, last, mean, scaled = ([] for _ in range(4))
+    for k in range(2):
+        values, seen = (one[40 * k : 40 * k + 40] for one in (found.values, found.seen))
+        train = [values[:25, v][seen[:25, v]] for v in range(2)]
+        level, spread = (np.array([fn(one) for one in train]) for fn in (np.mean, np.std))
+        varied = np.array([values[30:, v][seen[30:, v]].std() for v in range(2)])
+        state = model.initial_state(1)
+        for t in range(39):
+            with torch.no_grad():
+                said, state = model(torch.tensor((values[t] - level) / spread)[None].float(), state)
+            there = seen[t + 1] & (t + 1 >= 30)
+            truth = values[t + 1]
+            ours += (said[0].numpy() * spread + level - truth)[there].tolist()
+            scaled += ((said[0].numpy() * spread + level - truth) / varied)[there].tolist()
+            last += (values[t] - truth)[there].tolist()
+            mean += (level - truth)[there].tolist()
+    assert report["n"] == len(ours) == 2 * 18
+    scores, floors = report["scores"], report["floor_scores"]
+    assert scores["mse"] == pytest.approx(np.square(ours).mean(), rel=1e-4)
+    assert scores["rmse"] == pytest.approx(np.sqrt(np.square(ours).mean()), rel=1e-4)
+    assert scores["mae"] == pytest.approx(np.abs(ours).mean(), rel=1e-4)
+    assert scores["nmse"] == pytest.approx(np.square(scaled).mean(), rel=1e-4)
+    assert floors["last value"]["mse"] == pytest.approx(np.square(last).mean())
+    assert floors["mean"]["mae"] == pytest.approx(np.abs(mean).mean())
+    answers = task.predict(str(data))
+    assert [(one["unique_id"], one["variable"], one["filled"]) for one in answers] == [
+        (f"s{k}", name, count) for k in range(2) for name, count in (("a", 2), ("b", 3))
+    ]
+
+
+def test_no_gradient_comes_from_what_was_filled_and_the_first_value_is_not_told_beforehand(tmp_path: Path) -> None:
+    task = prepared(tmp_path, gappy(tmp_path / "g.csv"), {"output": "next", "target": "a,b", "valid_steps": 5})
+    counted, batches = 0, task.batches()
+    for _ in range(task.steps_per_epoch()):
+        batch = next(batches)
+        there = ~batch.targets.isnan()
+        if batch.lengths is not None:
+            there &= (torch.arange(batch.time) < batch.lengths[:, None])[..., None]
+        counted += int(there.sum())
+        state = cast(Any, task.model).initial_state(batch.rows)
+        said, _ = cast(Any, task.model).unroll(batch.inputs, state, batch.lengths)
+        wanted = ((said - batch.targets)[there] ** 2).sum() / there.sum()
+        torch.testing.assert_close(task.loss(batch, state)[0], wanted)
+    # 34 steps each, a gap in the middle, and of the second variable two at the head and the first value that it has
+    assert counted == 2 * (33 + 34 - 1 - 1 - 2 + 1 - 1)
+
+
+LEARN = [
+    *(
+        ("rtrl", "elman"),
+        ("snap1", "gru"),
+        ("uoro", "elman"),
+        ("kf-rtrl", "elman"),
+        ("rflo", "leaky"),
+        ("eprop", "lstm"),
+    ),
+    *(("dni", "gru"), ("forward-gradient", "elman"), ("bptt", "lstm"), ("snapn", "elman")),
+]
+
+
+@pytest.mark.parametrize(("learner", "cell"), LEARN)
+def test_every_learner_learns_the_next_value(tmp_path: Path, learner: str, cell: str) -> None:
+    data = table(tmp_path / "t.csv", ["y"], [(10 + (5, -4)[t % 2],) for t in range(120)])
+    settings = {
+        "task": {"output": "next"},
+        "train": {"chunk": 6, "rows": 2, "validations": 1},
+        "optimizer": {"rate": 3e-2},
+        "learner": {"directions": 20} if learner == "forward-gradient" else {},
+    }
+    task = recurra.train(
+        "forecast",
+        data,
+        out=tmp_path / "run",
+        settings=settings,
+        learner=learner,
+        cell=cell,
+        hidden=5,
+        steps=60,
+        seed=1,
+    )
+    report = task.evaluate()
+    assert report["scores"]["nmse"] < 0.5, report["scores"]
+    assert 0.98 < report["floors"]["mean"] < 1.1 and report["floors"]["last value"] == pytest.approx(4)
+
+
 def test_answers_to_lines_are_forecasts_and_bad_lines_are_passed_over(tmp_path: Path) -> None:
     task = prepared(tmp_path, waves(tmp_path / "w.csv"), {"context": 6, "horizon": 2})
     answers = list(task.answers(["[1, 2, 3]", "none", "[[1], [2]]", "[[1, 2], [3, 4]]", "[]", '["a"]']))
@@ -241,6 +344,8 @@ def test_the_survey_draws_the_window_and_warns(tmp_path: Path) -> None:
         ({"log": True}, "wants values above 0"),
         ({"output": "binary"}, "wants zeros and ones"),
         ({"output": "binary", "horizon": 3}, "leave out task.horizon"),
+        ({"output": "next", "loss": "mse"}, "leave out task.loss"),
+        ({"output": "next", "calendar": True}, "leave out task.calendar"),
         ({"horizon": 100}, "no series has a horizon of 100 steps"),
         ({"calendar": True}, "wants dates"),
         ({"segment": 30, "context": 20}, "task.segment was 30"),
@@ -455,12 +560,16 @@ class Stop(Exception):  # noqa: N818
     pass
 
 
-@pytest.mark.parametrize("kind", ["segments", "recurrent gaussian", "binary"])
+@pytest.mark.parametrize("kind", ["segments", "recurrent gaussian", "binary", "next"])
 def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, kind: str) -> None:
     data = music(tmp_path / "m.csv") if kind == "binary" else waves(tmp_path / "w.csv")
     train = {"rows": 8, "checkpoint_seconds": 1e-4, "validations": 4, "patience": 1000}
     noise = {"hidden": 8, "dropout": 0.2, "recurrent_dropout": 0.2}
-    settings = {"task": KINDS[kind], "model": noise, "train": train | ({"chunk": 8} if kind == "binary" else {})}
+    settings = {
+        "task": KINDS[kind],
+        "model": noise,
+        "train": train | ({"chunk": 8} if kind in ("binary", "next") else {}),
+    }
 
     def run(out: Path, stop: int | None) -> None:
         def tell(event: str, **said: Any) -> None:
@@ -528,7 +637,7 @@ def panel_rows(path: Path, begins: dict[str, int]) -> list[tuple[str, int, str]]
     return rows
 
 
-@pytest.mark.parametrize("output", ["point", "binary"])
+@pytest.mark.parametrize("output", ["point", "binary", "next"])
 def test_who_reads_forecasts_keeps_gradients_and_the_model_its_mode(tmp_path: Path, output: str) -> None:
     data = music(tmp_path / "m.csv") if output == "binary" else waves(tmp_path / "w.csv")
     task = prepared(tmp_path, data, {"output": output})

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from recurra.learn import Learner as Learner
     from recurra.models import SequenceModel as SequenceModel
     from recurra.models import language_model as language_model
+    from recurra.online import Online as Online
     from recurra.recurrent import Bidirectional as Bidirectional
     from recurra.recurrent import Deep as Deep
     from recurra.recurrent import Recurrent as Recurrent
@@ -53,6 +54,7 @@ _HOMES = {
     "recurra.kernels": ["reference"],
     "recurra.learn": ["BPTT", "LEARNERS", "Learner"],
     "recurra.models": ["SequenceModel", "language_model"],
+    "recurra.online": ["Online"],
     "recurra.recurrent": ["Bidirectional", "Deep", "Recurrent"],
     "recurra.tasks": ["TASKS", "Task"],
     "recurra.testing": ["check_cell", "check_layer"],

@@ -37,7 +37,7 @@ TaskName = Annotated[
 ]
 Data = Annotated[
     list[Path],
-    typer.Argument(metavar="DATA...", help="A file (also .gz, .xz), several, a folder, or synthetic:NAME."),
+    typer.Argument(metavar="DATA...", help="A file (also .gz, .xz), several, a folder, synthetic:NAME, or -."),
 ]
 ValidFiles = Annotated[list[Path] | None, typer.Option("--valid", help="Validation data; else 10 % of DATA.")]
 TestFiles = Annotated[list[Path] | None, typer.Option("--test", help="Test data, scored once at the end.")]
@@ -71,7 +71,9 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="Train for so many passes through the data,")] = None,
     minutes: Annotated[float | None, typer.Option(help="or for so many minutes (default 5),")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="or for so many steps.")] = None,
-    learner: Annotated[str | None, typer.Option(help="how credit goes back: bptt, rtrl, snap1, uoro, es, ... (README)")] = None,
+    learner: Annotated[
+        str | None, typer.Option(help="How credit goes back: bptt, rtrl, snap1, uoro, es ... (README).")
+    ] = None,
     vectors: Annotated[Path | None, typer.Option(help="Word vectors where the table of words starts.")] = None,
     text: TextColumn = None,
     label: LabelColumn = None,
@@ -90,6 +92,10 @@ def train(
     """Train a network on your data, or resume a run.
 
     Example: recurra train language corpus.txt --minutes 5 --out runs/corpus
+
+    With - for DATA a forecast learns from standard input as rows come, one a line, {"y": 1.2} or [1.2, 3.4]: the first 100 teach
+    names and scales, each one after them is forecast and then learnt from; --json prints that of each. With an --out that exists
+    it goes on where it stopped; rows that came in between are lost.
     """
     from recurra import api, run
     from recurra import config as configuration
@@ -100,8 +106,13 @@ def train(
         learner=learner, device=device, seed=seed, threads=threads, vectors=vectors and str(vectors),
         text=text, label=label, folds=folds,
     )  # fmt: skip
-    sources = api.as_sources(data, valid or (), test or ())
     values = api.merged(values, short)
+    if data == [Path("-")]:
+        if task != "forecast" or valid or test:
+            raise UsageError("only a forecast learns from standard input, without --valid and --test; give files")
+        _listen(out, values, as_json, quiet)
+        return
+    sources = api.as_sources(data, valid or (), test or ())
     folder = out or run.default_folder(sources, values)
     if find_lr:
         _find_rate(task, sources, folder, values, as_json, quiet)
@@ -127,6 +138,29 @@ def _find_rate(task: str, sources: Any, folder: Path, values: dict[str, Any], as
     )
     print(f"    --set optimizer.rate={found.suggested:g}")
     print(f"nothing was trained for good; the curve is in {page}")
+
+
+def _listen(out: Path | None, values: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    """Learn from the rows of standard input as they come; with `as_json` each is printed, with what was forecast of it."""
+    from recurra import online, run
+    from recurra.display import Display
+    from recurra.tasks import Sources
+
+    folder = out or run.default_folder(Sources([Path("stream")]), values)
+    display = Display(quiet)
+
+    def tell(kind: str, **fields: Any) -> None:
+        if kind != "row":
+            display(kind, **fields)
+        elif as_json:
+            _print_json(fields)
+
+    try:
+        done = online.listen(sys.stdin, folder, values, tell)
+    finally:
+        display.close()
+    if not as_json:
+        print("\n".join([*online.lines(done.report), f"The run is in {folder}"]))
 
 
 def _train(task: str, sources: Any, folder: Path, values: dict[str, Any], as_json: bool, quiet: bool) -> Any:

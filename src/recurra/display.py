@@ -81,6 +81,30 @@ class Display:
         self._bar.start()
         self._task = self._bar.add_task("", total=self._steps, completed=step, note="")
 
+    def _listening(self, out: str, step: int, parameters: int, config: dict[str, Any]) -> None:
+        model = config["model"]
+        self._say(
+            f"{config['cell']['name']}, {model['layers']} x {model['hidden']} units, {parameters:,} parameters, learner "
+            f"{config['learner']['name']}; run folder {out}"
+        )
+        if step:
+            self._say(f"going on after {step:,} rows")
+        if self._terminal:
+            from rich.console import Console
+
+            self._bar = Console(stderr=True).status("", refresh_per_second=REDRAWS_PER_SECOND)
+            self._bar.start()
+
+    def _heard(self, words: str) -> None:
+        now = time.monotonic()
+        if now - self._last < (1 if self._bar is None else 1 / REDRAWS_PER_SECOND):
+            return
+        self._last = now
+        if self._bar is None:
+            self._say(words)
+        else:
+            self._bar.update(words)
+
     def _step(self, step: int, loss: float, targets: float, **_: Any) -> None:
         self._targets += targets
         if math.isfinite(loss):

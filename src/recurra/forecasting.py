@@ -252,7 +252,8 @@ class Segments(Forecaster):
 
 @final
 class Frames(Cell):
-    """A cell from vectors of zeros and ones to the scores of the next one (logits), `[batch, time, features]` both."""
+    """A cell from vectors to what is said of the next one, `[batch, time, features]` both: of numbers their values, of zeros and
+    ones their logits."""
 
     def __init__(self, core: Cell, features: int) -> None:
         super().__init__()

@@ -59,15 +59,10 @@ def train(
     Raises Interrupted after SIGINT or SIGTERM, when everything is saved.
     """
     task_called(name)
-    with _held(out), _random_numbers_of_our_own():
-        if not (out / "config.toml").exists():
+    with held(out), random_numbers_of_our_own():
+        if not has_begun(out, values):
             _begin(name, sources, out, values, tell)
-        elif others := _others(out, values):
-            raise UsageError(
-                f"{out}: this run exists and would be resumed exactly as it was begun, so other options cannot be given: "
-                f"{', '.join(others)}. Leave them out to resume, or choose another --out"
-            )
-        settled, task = _open(name, sources, out)
+        settled, task = reopen(name, read.fingerprint(sources.paths), out)
         return _go_on(settled, task, out, tell)
 
 
@@ -83,7 +78,7 @@ def _begin(name: str, sources: Sources, out: Path, values: Mapping[str, Any], te
     given = config.build({**values, "task": {**values.get("task", {}), "name": name}})
     if sum(value is not None for value in (given.train.minutes, given.train.epochs, given.train.steps)) > 1:
         raise UsageError("--minutes, --epochs and --steps are three ways to say one thing; give one of them")
-    _set_threads(given)
+    set_threads(given)
 
     def prepare(folder: Path) -> None:
         TASKS[name].prepare(given, sources, folder)
@@ -95,23 +90,24 @@ def _begin(name: str, sources: Sources, out: Path, values: Mapping[str, Any], te
     for text in task.notes():
         tell("note", text=text)
     settled = _settled(given, task, tell)
-    job = _job(settled, task)  # what cannot be begun is refused before there is a run to resume
+    job = new_job(settled, task)  # what cannot be begun is refused before there is a run to resume
     if settled.regularize.omega or settled.regularize.flossing:
         fit.gradients(job, settled, next(task.batches()).to(_device(settled)))
     storage.replace_file(out / "given.json", json.dumps(values).encode())
     storage.replace_file(out / "config.toml", config.dumps(settled).encode())
 
 
-def _open(name: str, sources: Sources, out: Path) -> tuple[Config, Task]:
-    """The config and data of a run that has begun. Raises UsageError where this call means another run."""
+def reopen(name: str, now: list[dict[str, Any]], out: Path) -> tuple[Config, Task]:
+    """The config and data of a run that has begun; `now` are the prints of the files that are given. Raises UsageError where this
+    call means another run."""
     settled = read_config(out)
     if settled.task.name != name:
         raise UsageError(
             f"{out}: this run was made by the task {settled.task.name!r}, not {name!r}; choose another --out"
         )
-    _set_threads(settled)
-    files = storage.verify(out / "data", "data", _data_files(TASKS[name]))
-    then, now = storage.read_json(files["sources.json"]), read.fingerprint(sources.paths)
+    set_threads(settled)
+    files = storage.verify(out / "data", "data", data_files_of(TASKS[name]))
+    then = storage.read_json(files["sources.json"])
     if then != now:
         raise UsageError(
             f"{out}: this run was begun on {_listed(then)}; given now: {_listed(now)}. "
@@ -175,7 +171,7 @@ def _timed(minutes: float, given: Config, task: Task) -> tuple[int, int]:
 
 def _seconds_of_a_step(given: Config, task: Task, seconds: float) -> float:
     """The median over so many seconds of training, whose result is thrown away; the first step does not count."""
-    job = _job(given, task)
+    job = new_job(given, task)
     task.model.train()
     times: list[float] = []
     batches = task.batches()
@@ -193,8 +189,8 @@ def estimate(name: str, sources: Sources, values: Mapping[str, Any]) -> dict[str
     """What a training with these values would take, by a second of it: parameters, steps and seconds of one pass through the data,
     and the megabytes that this process has needed at most."""
     given = config.build({**values, "task": {**values.get("task", {}), "name": name}})
-    _set_threads(given)
-    with _random_numbers_of_our_own(), tempfile.TemporaryDirectory() as folder:
+    set_threads(given)
+    with random_numbers_of_our_own(), tempfile.TemporaryDirectory() as folder:
         task = TASKS[name].prepare(given, sources, Path(folder))
         settled = task.settle(given)
         _build(task, settled)
@@ -214,13 +210,13 @@ def find_rate(name: str, sources: Sources, values: Mapping[str, Any], tell: Tell
     data = values.get("data", {})
     part = {"fold": 1} if data.get("folds") is not None and data.get("fold") is None else {}
     given = config.build({**values, "task": {**values.get("task", {}), "name": name}, "data": {**data, **part}})
-    _set_threads(given)
+    set_threads(given)
     tell("preparing", files=[str(path) for path in sources.paths])
-    with _random_numbers_of_our_own(), tempfile.TemporaryDirectory() as folder:
+    with random_numbers_of_our_own(), tempfile.TemporaryDirectory() as folder:
         task = TASKS[name].prepare(given, sources, Path(folder))
         settled = _settled(given, task, tell)
         with _within_memory(settled, "take fewer: --hidden, --set train.rows=16, --set train.chunk=32"):
-            return range_test(_job(settled, task), settled, _device(settled))
+            return range_test(new_job(settled, task), settled, _device(settled))
 
 
 def _memory() -> dict[str, int]:
@@ -232,7 +228,7 @@ def _memory() -> dict[str, int]:
     return {"megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 
 
-def _job(settled: Config, task: Task) -> Job:
+def new_job(settled: Config, task: Task) -> Job:
     """The job at its very start, its model made anew; all that is random in it follows from the seed."""
     random.seed(settled.train.seed)
     np.random.seed(settled.train.seed % 2**32)
@@ -273,7 +269,7 @@ def _within_memory(settled: Config, remedy: str) -> Iterator[None]:
 
 
 def _go_on(settled: Config, task: Task, out: Path, tell: Tell) -> Finished:
-    job = _job(settled, task)
+    job = new_job(settled, task)
     for complaint in checkpoint.restore(out / "checkpoints", job):
         tell("complaint", text=complaint)
     log = Log(out / "log.jsonl", job.progress.step)
@@ -304,7 +300,7 @@ def _go_on(settled: Config, task: Task, out: Path, tell: Tell) -> Finished:
         config=settled.model_dump(mode="json"),
         unit=task.unit,
     )
-    with _asked_to_stop() as asked, log:
+    with asked_to_stop() as asked, log:
         with _within_memory(settled, "take fewer in a new run: --hidden, --set train.rows=16, --set train.chunk=32"):
             fit.fit(job, settled, told, keep, improved, lambda: bool(asked))
         if not job.progress.ended:
@@ -389,7 +385,7 @@ def _step_of(line: str) -> float:
 
 
 @contextmanager
-def _held(out: Path) -> Iterator[None]:
+def held(out: Path) -> Iterator[None]:
     """The run folder, made if need be, locked against other trainings and rid of what a kill left half done."""
     with storage.hold(out):
         storage.sweep(out)
@@ -399,7 +395,7 @@ def _held(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _random_numbers_of_our_own() -> Iterator[None]:
+def random_numbers_of_our_own() -> Iterator[None]:
     """Training seeds the global generators; the caller's are as they were afterwards, and so is the number of threads."""
     python, numpy, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
     try:
@@ -411,10 +407,16 @@ def _random_numbers_of_our_own() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+class Asked(list[int]):
+    """Holds the signal once SIGINT or SIGTERM has come; while `waiting` it is raised as KeyboardInterrupt too."""
+
+    waiting = False
+
+
 @contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """A list that holds the signal once SIGINT or SIGTERM has come. A second one stops at once."""
-    asked: list[int] = []
+def asked_to_stop() -> Iterator[Asked]:
+    """Whether a stop was asked for. A second signal stops at once."""
+    asked = Asked()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
@@ -424,6 +426,8 @@ def _asked_to_stop() -> Iterator[list[int]]:
         asked.append(number)
         for one in before:
             signal.signal(one, signal.SIG_DFL if one == signal.SIGTERM else signal.default_int_handler)
+        if asked.waiting:
+            raise KeyboardInterrupt
 
     for number in before:
         signal.signal(number, note)
@@ -432,6 +436,18 @@ def _asked_to_stop() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def has_begun(out: Path, values: Mapping[str, Any]) -> bool:
+    """Whether there is a run to go on with. Raises UsageError where these are not the options that it was begun with."""
+    if not (out / "config.toml").exists():
+        return False
+    if others := _others(out, values):
+        raise UsageError(
+            f"{out}: this run exists and would be resumed exactly as it was begun, so other options cannot be given: "
+            f"{', '.join(others)}. Leave them out to resume, or choose another --out"
+        )
+    return True
 
 
 def _others(out: Path, values: Mapping[str, Any]) -> list[str]:
@@ -449,7 +465,8 @@ def _others(out: Path, values: Mapping[str, Any]) -> list[str]:
 
 
 def _listed(prints: Any) -> str:
-    return ", ".join(f"{one['name']} ({one['bytes']:,} bytes, sha256 {one['sha256'][:8]})" for one in prints[:3])
+    told = lambda one: f" ({one['bytes']:,} bytes, sha256 {one['sha256'][:8]})" if "sha256" in one else ""  # noqa: E731
+    return ", ".join(one["name"] + told(one) for one in prints[:3])
 
 
 def _brief(job: Job) -> dict[str, Any]:
@@ -473,12 +490,12 @@ def device_called(name: str) -> torch.device:
         ) from None
 
 
-def _set_threads(settled: Config) -> None:
+def set_threads(settled: Config) -> None:
     if settled.train.threads:
         torch.set_num_threads(settled.train.threads)
 
 
-def _data_files(task: type[Task]) -> frozenset[str]:
+def data_files_of(task: type[Task]) -> frozenset[str]:
     return task.data_files | {"sources.json"}
 
 
@@ -488,7 +505,7 @@ def attach_data(task: Task, folder: Path) -> None:
     data = folder / "data"
 
     def verified() -> Path:
-        storage.verify(data, "data", _data_files(type(task)))
+        storage.verify(data, "data", data_files_of(type(task)))
         return data
 
     if (data / storage.MANIFEST).exists():

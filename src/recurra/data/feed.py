@@ -15,7 +15,8 @@ from recurra.data.batch import Batch
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts one after another. `ids` `[total]` integers (may be a memory map); text k is `ids[bounds[k]:bounds[k+1]]`."""
+    """Texts one after another. `ids` `[total]` integers (may be a memory map); text k is `ids[bounds[k]:bounds[k+1]]`. Series stand
+    in it in the same way, `[total, ...]` integers or numbers."""
 
     ids: np.ndarray
     bounds: np.ndarray
@@ -88,7 +89,8 @@ class Stream:
         begins, lengths, fresh = here.T
         time = int(lengths.max())
         places = np.minimum(begins[:, None] + np.arange(time + 1), len(self.corpus.ids) - 1)
-        tokens = torch.from_numpy(self.corpus.ids[places].astype(np.int64))
+        found = self.corpus.ids[places]
+        tokens = torch.from_numpy(found.astype(np.float32 if found.dtype.kind == "f" else np.int64))
         return Batch(
             inputs=tokens[:, :-1],
             targets=tokens[:, 1:],

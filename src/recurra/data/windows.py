@@ -167,13 +167,17 @@ def scales_of(panel: Panel, until: np.ndarray, still: float = 1.0) -> Scales:
     mean = np.zeros((len(panel), panel.values.shape[1]))
     deviation = np.full_like(mean, still)
     for k, (begin, steps) in enumerate(zip(panel.bounds[:-1], until, strict=True)):
-        values = panel.values[begin : begin + steps]
-        seen = panel.seen[begin : begin + steps]
-        some = np.maximum(seen.sum(0), 1)
-        mean[k] = (values * seen).sum(0) / some
-        spread = np.sqrt((((values - mean[k]) * seen) ** 2).sum(0) / some)
-        deviation[k] = np.where(spread > SMALLEST_DEVIATION * np.maximum(1e-20, np.abs(mean[k])), spread, still)
+        inside = slice(begin, begin + steps)
+        mean[k], deviation[k] = scale_of(panel.values[inside], panel.seen[inside], still)
     return Scales(mean, deviation)
+
+
+def scale_of(values: np.ndarray, seen: np.ndarray, still: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of what was seen of each column `[steps, variables]`, as in `scales_of`."""
+    some = np.maximum(seen.sum(0), 1)
+    mean = (values * seen).sum(0) / some
+    spread = np.sqrt((((values - mean) * seen) ** 2).sum(0) / some)
+    return mean, np.where(spread > SMALLEST_DEVIATION * np.maximum(1e-20, np.abs(mean)), spread, still)
 
 
 def drawing(context: int, horizon: int, stride: int) -> list[str]:

@@ -60,6 +60,10 @@ class Learner(ABC):
         """Add the gradients of the batch's loss to `.grad`, or leave that alone and set the parameters; return the loss (no graph)
         and the next carry."""
 
+    def state(self, carry: Carry) -> State:
+        """The network's state in a carry."""
+        return carry.rows[0]
+
     def supports(self, task: Learnable, batch: Batch) -> str | None:
         """Why this learner cannot train this task, in words; None where it can."""
         return None

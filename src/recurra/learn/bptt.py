@@ -44,6 +44,9 @@ class BPTT(Learner):
     def start(self, task: Learnable, batch: Batch) -> Carry:
         return Carry(detach(task.model.initial_state(batch.rows)))
 
+    def state(self, carry: Carry) -> State:
+        return carry.rows
+
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         state, total, past = restarted(task, batch, carry.rows), torch.zeros(()), deque[tuple[Batch, State]]()
         again = 0 if self.every is None or self.window is None else self.window - self.every

@@ -9,7 +9,7 @@ from recurra.data.batch import Batch
 from recurra.errors import UsageError
 from recurra.learn.base import Carry, Cost, Learnable, Learner, add_gradients, learnt, restarted, why_not_stepwise
 from recurra.learn.influence import flat, unflat
-from recurra.state import detach
+from recurra.state import State, detach
 
 
 @final
@@ -47,6 +47,9 @@ class DNI(Learner):
         state = restarted(task, batch, task.model.initial_state(batch.rows))
         size = flat(state).shape[1]
         return Carry(state, flat(state).new_zeros(size, size + 1))
+
+    def state(self, carry: Carry) -> State:
+        return carry.rows
 
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         state, guess, total = carry.rows, carry.shared, torch.zeros(())

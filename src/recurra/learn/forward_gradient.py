@@ -43,6 +43,9 @@ class ForwardGradient(Learner):
     def start(self, task: Learnable, batch: Batch) -> Carry:
         return Carry(detach(task.model.initial_state(batch.rows)))
 
+    def state(self, carry: Carry) -> State:
+        return carry.rows
+
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         pure, state = Pure(task), restarted(task, batch, carry.rows)
         parameters = learnt(task)

@@ -19,12 +19,13 @@ from recurra.data import read
 from recurra.data.batch import Batch
 from recurra.data.panel import LARGEST, Columns, Panel
 from recurra.data.read import shown
-from recurra.data.times import Frequency
+from recurra.data.times import UNITS, Frequency
 from recurra.data.windows import drawing
 from recurra.errors import DamagedError, DataError, UsageError
 from recurra.state import State
 from recurra.tasks.base import Sources, Task, Unit, Validation, refuse
 from recurra.tasks.forecast_frames import OnFrames
+from recurra.tasks.forecast_next import OnNext
 from recurra.tasks.forecast_ways import Data, Options, options_of
 from recurra.tasks.forecast_windows import OnWindows
 
@@ -34,8 +35,9 @@ ARRAYS = ("values", "seen", "bounds", "starts", "known", "static")
 
 @final
 class Forecast(Task):
-    """What comes next in many series at once, of one variable or several: numbers (`OnWindows`), or vectors of zeros and ones
-    (`OnFrames`, with task.output=binary).
+    """What comes next in many series at once, of one variable or several: numbers, window by window
+    (`OnWindows`), or step by step from all that came before: vectors of zeros and ones (`OnFrames`, with task.output=binary), or
+    numbers (`OnNext`, with task.output=next).
 
     Data are read as `data.panel` says. Files for validation and test go on where the training files end, or hold series of their
     own; without them the end of each series is kept.
@@ -53,8 +55,24 @@ class Forecast(Task):
 
     @classmethod
     def prepare(cls, config: Config, sources: Sources, folder: Path) -> Self:
+        return cls._learnt(config, *_read_parts(config, options_of(config), sources), folder)
+
+    @classmethod
+    def of_rows(cls, config: Config, variables: list[str], rows: np.ndarray, folder: Path) -> Self:
+        """The task over the first rows of a stream, `[steps, variables]`, all of which are for training. They are left in
+        `folder`, as `prepare` leaves those of files."""
+        panel = panels.of_array("stream", rows, variables, UNITS["step"])
+        columns = Columns(time="rows", target=tuple(variables), understood=True)
+        span = lambda begin: np.array([[begin, len(rows)]])  # noqa: E731
+        spans = {"train": span(0), "valid": span(len(rows)), "test": span(len(rows))}
+        return cls._learnt(config, replace(panel, columns=columns, same=np.ones(1, bool)), spans, [], folder)
+
+    @classmethod
+    def _learnt(
+        cls, config: Config, panel: Panel, spans: dict[str, np.ndarray], notes: list[str], folder: Path
+    ) -> Self:
+        """The task over series and their parts, which are left in `folder`."""
         options = options_of(config)
-        panel, spans, notes = _read_parts(config, options, sources)
         known = {
             **_kind(options).learn(panel, spans, options),
             "columns": None if panel.columns is None else asdict(panel.columns),
@@ -227,10 +245,11 @@ class Forecast(Task):
 
     def anomalies(self, data: Path | str) -> list[dict[str, Any]]:
         """Each step of the series of a file that can be forecast: value, what was expected, and how unusual it is, in usual
-        errors of its variable; the most unusual first. Raises UsageError for a model of zeros and ones."""
+        errors of its variable; the most unusual first. Raises UsageError for a model that has no windows."""
         if not isinstance(self.way, OnWindows):
             raise UsageError(
-                "anomalies are told by residuals of numbers; this model says how likely zeros and ones are"
+                "anomalies are told by the windows that a step was forecast in; train without "
+                f"task.output={self.way.options.output} to have them"
             )
         found = self.way.anomalies(self.model, *self._after_ours(self._panel(read.sources([data]))))
         return sorted(found, key=lambda step: -cast(float, step["score"]))
@@ -255,7 +274,7 @@ class Forecast(Task):
             "filled_values": int((~panel.seen).sum()),
             **{f"{part}_steps": int((span[:, 1] - span[:, 0]).sum()) for part, span in spans.items()},
         }
-        if options.output != "binary":
+        if _kind(options) is OnWindows:
             lines = drawing(known["context"], known["horizon"], options.stride)
             report |= {
                 "season": known["season"],
@@ -267,8 +286,10 @@ class Forecast(Task):
         return {**report, "warnings": _warnings(panel, spans, steps, options.output == "binary")}
 
 
-def _kind(options: Options) -> type[OnFrames] | type[OnWindows]:
-    return OnFrames if options.output == "binary" else OnWindows
+def _kind(options: Options) -> type[OnFrames] | type[OnNext] | type[OnWindows]:
+    if options.output == "binary":
+        return OnFrames
+    return OnNext if options.output == "next" else OnWindows
 
 
 def _columns(kept: dict[str, Any]) -> Columns:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -98,6 +99,17 @@ class Suspicions:
                 "as what came; compare it with the floor of the last value before you trust its looks"
             )
         return said
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """The scores of a report and its floors as lines for people."""
+    names = list(report["scores"])
+    rows = {"this network": report["scores"]} | {f"floor: {name}": one for name, one in report["floor_scores"].items()}
+    lines = [f"  {'':<22}" + "".join(f"{name:>13}" for name in names)]
+    for name, scores in rows.items():
+        cells = (f"{scores[one]:>13.4g}" if one in scores else f"{'-':>13}" for one in names)
+        lines.append(f"  {name:<22}" + "".join(cells))
+    return lines
 
 
 def outermost(levels: Sequence[float]) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ from recurra.cells import Cell, cell_called
 from recurra.config import Config
 from recurra.data.batch import Batch
 from recurra.data.panel import Columns, Panel
+from recurra.data.windows import scales_of
 from recurra.distributions import LEVELS
 from recurra.errors import UsageError
 from recurra.init import PRESETS
@@ -37,7 +38,8 @@ class Options:
     context, horizon   steps that are read, and steps that are forecast; none: from the season
     stride             steps between the starts of two windows
     head               direct: all steps at once; recurrent: one step, fed back; segments: SegRNN
-    output             a point, a distribution, quantiles, or (music) the next vector of zeros and ones
+    output             a point, a distribution, quantiles; or no window: the next vector of zeros and ones from all before it
+                       (binary, as in music), or of numbers (next)
     loss               of points
     levels             of quantiles, in scores and answers too; those of output=quantiles have 0.5 between them, as the median
                        stands for the mean
@@ -59,7 +61,7 @@ class Options:
     horizon: int | None = None
     stride: int = 1
     head: Literal["segments", "direct", "recurrent"] = "segments"
-    output: Literal["point", "gaussian", "student-t", "quantiles", "binary"] = "point"
+    output: Literal["point", "gaussian", "student-t", "quantiles", "binary", "next"] = "point"
     loss: Literal["mae", "mse"] = "mae"
     levels: Annotated[tuple[float, ...], BeforeValidator(_levels)] = LEVELS
     scale: Literal["window", "series", "none"] = "window"
@@ -176,3 +178,10 @@ class Way(ABC):
         if float(model.recurrent_dropout) > 0:
             weight_drop(core, float(model.recurrent_dropout))
         return core
+
+
+def scales_by_name(panel: Panel, until: np.ndarray, still: float) -> dict[str, tuple[list[float], list[float]]]:
+    """Mean and deviation of each variable of each series that has steps to learn them from; `still` if it is constant."""
+    scales = scales_of(panel, until, still)
+    triples = zip(panel.names, scales.mean.tolist(), scales.deviation.tolist(), strict=True)
+    return {name: (mean, deviation) for (name, mean, deviation), steps in zip(triples, until, strict=True) if steps}

@@ -21,8 +21,8 @@ from recurra.models import resting
 from recurra.state import State
 from recurra.tasks.base import Validation
 from recurra.tasks.forecast_floors import naive, seasonal_error
-from recurra.tasks.forecast_scores import Suspicions, Tally, unusual
-from recurra.tasks.forecast_ways import Data, Options, Way
+from recurra.tasks.forecast_scores import Suspicions, Tally, table, unusual
+from recurra.tasks.forecast_ways import Data, Options, Way, scales_by_name
 
 AT_ONCE = 256  # windows of one variable that are scored together
 MOST_VALIDATED = 2_000  # windows, evenly spread
@@ -61,8 +61,8 @@ class OnWindows(Way):
         until = spans["test"][:, 0]
         usual = [seasonal_error(panel.values[b : b + n], season) for b, n in zip(panel.bounds[:-1], until, strict=True)]
         scales = {
-            "units": _by_name(panel, train[:, 1], 0.0),
-            "work": _by_name(_worked(panel, options), train[:, 1], 1.0),
+            "units": scales_by_name(panel, train[:, 1], 0.0),
+            "work": scales_by_name(_worked(panel, options), train[:, 1], 1.0),
             "usual": {name: usual[k].tolist() for k, name in enumerate(panel.names) if train[k, 1]},
         }
         return {
@@ -305,16 +305,8 @@ class OnWindows(Way):
             yield _step(panel, int(row), int(column), expected, scores)
 
     def lines(self, report: dict[str, Any]) -> list[str]:
-        window, names = report["window"], list(report["scores"])
+        window = report["window"]
         head = f"{report['data']}: {report['n']:,} windows of {report['series']:,} series; context {window['context']}, horizon "
-        rows = {
-            "this network": report["scores"],
-            **{f"floor: {name}": one for name, one in report["floor_scores"].items()},
-        }
-        table = [f"  {'':<22}" + "".join(f"{name:>13}" for name in names)]
-        for name, scores in rows.items():
-            cells = (f"{scores[one]:>13.4g}" if one in scores else f"{'-':>13}" for one in names)
-            table.append(f"  {name:<22}" + "".join(cells))
         odd = [
             f"  unusual: {shown(one['unique_id'])} at {one['ds']}, {shown(one['variable'])} = {one['value']:.6g}, expected "
             f"{one['expected']:.6g} ({one['score']:.1f} usual errors)"
@@ -324,7 +316,7 @@ class OnWindows(Way):
         notes = [f"  note: {words}" for words in report["notes"]]
         return [
             f"{head}{window['horizon']}, stride {window['stride']}, season {report['season']}",
-            *table,
+            *table(report),
             *odd,
             *warnings,
             *notes,
@@ -391,13 +383,6 @@ def _unusual(panel: Panel, expected: np.ndarray, spread: np.ndarray) -> np.ndarr
     """How unusual what was seen is, in usual errors of its variable, `[total, variables]`; `spread` `[series, variables]`."""
     scale = np.repeat(np.where(spread > 0, spread, 1), np.diff(panel.bounds), 0)
     return unusual(np.where(panel.seen, (panel.values - expected) / scale, np.nan))
-
-
-def _by_name(panel: Panel, until: np.ndarray, still: float) -> dict[str, tuple[list[float], list[float]]]:
-    """Mean and deviation of each variable of each series that has steps to learn them from; `still` if it is constant."""
-    scales = scales_of(panel, until, still)
-    triples = zip(panel.names, scales.mean.tolist(), scales.deviation.tolist(), strict=True)
-    return {name: (mean, deviation) for (name, mean, deviation), steps in zip(triples, until, strict=True) if steps}
 
 
 def _ahead(panel: Panel, options: Options) -> tuple[np.ndarray, list[str]]:
