@@ -15,6 +15,7 @@ from recurra.data.panel import Panel
 from recurra.data.read import shown
 from recurra.errors import DataError, RecurraError, UsageError
 from recurra.forecasting import Frames
+from recurra.learn import Regression
 from recurra.models import resting
 from recurra.regularize import locked_mask
 from recurra.state import State, within
@@ -89,6 +90,13 @@ class OnFrames(Way):
         if batch.lengths is not None:
             losses = losses * within(batch.lengths, losses.shape[1])
         return losses.sum() / batch.weight, state
+
+    def regression(self, model: nn.Module, batch: Batch, state: State) -> Regression:
+        network = cast(Frames, model)
+        xs, after = network.core.unroll(batch.inputs.float(), state, batch.lengths)
+        lengths = torch.full((batch.rows,), batch.time) if batch.lengths is None else batch.lengths
+        kept, readout = within(lengths.to(xs.device), batch.time), network.readout
+        return Regression(xs[kept], batch.targets[kept], (readout.weight,), readout.bias, "logistic", after)
 
     def validate(self, model: nn.Module, data: Data) -> Validation:
         nats, steps, _ = self._surprise(model, data.panel, data.spans["valid"])
