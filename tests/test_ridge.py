@@ -300,6 +300,15 @@ def test_a_reservoir_forecasts_a_series_that_follows_itself(shell, tmp_path) -> 
     assert report["scores"]["mase"] < 0.1 * min(report["floors"].values())
 
 
+def test_a_reservoir_tells_which_key_comes_next(shell, tmp_path) -> None:
+    rows = [f"{s},{t},{','.join(str(int((t + s) % 3 == k)) for k in range(3))}\n" for s in range(12) for t in range(60)]
+    (tmp_path / "keys.csv").write_text("unique_id,ds,a,b,c\n" + "".join(rows))
+    how = ["--cell", "reservoir", "--learner", "ridge", "--hidden", 40, "--epochs", 1, "--quiet", "--out", "run"]
+    answer = shell("train", "forecast", "keys.csv", *how, "--set", "task.output=binary")
+    assert answer.code == 0, answer.err
+    assert recurra.load(tmp_path / "run").evaluate()["scores"]["nats_per_step"] < 0.1  # each key after itself: 1.4
+
+
 def test_ridge_trains_language_classify_and_regress(shell, tmp_path) -> None:
     (tmp_path / "text.txt").write_text("abcabdabcabd\n" * 80)
     rows = ["hot,1\n", "warm,0.8\n", "cool,0.2\n", "cold,0\n"] * 15
