@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recurra.cells import Cell
+from recurra.cells import Cell, Latent
 from recurra.data.windows import Inputs
 from recurra.distributions import Output
 from recurra.errors import UsageError
+from recurra.learn import Regression
 from recurra.state import State, masked, tmap
 
 PATHS = 100  # futures drawn where a forecast is fed back
@@ -59,6 +60,10 @@ class Forecaster(nn.Module, ABC):
     @abstractmethod
     def forecast(self, inputs: Inputs, levels: tuple[float, ...] = ()) -> Forecast:
         """Without the truth. `levels` of quantiles, where there are to be any."""
+
+    def regression(self, inputs: Inputs, values: Tensor) -> Regression:
+        """A window as the regression that its point forecasts are. Raises UsageError for a head that is none."""
+        raise UsageError("what this head says is not linear in all that it learns; take task.head=direct or recurrent")
 
     def _shaped(self, raw: Tensor) -> Tensor:
         return raw.unflatten(-1, (self.sizes.features, self.output.parameters))
@@ -121,12 +126,31 @@ class Direct(Forecaster):
     def forecast(self, inputs: Inputs, levels: tuple[float, ...] = ()) -> Forecast:
         return self._said(self._raw(inputs), levels)
 
-    def _raw(self, inputs: Inputs) -> Tensor:
+    def regression(self, inputs: Inputs, values: Tensor) -> Regression:
+        """The last output, and the context beside it where it is summed as well (a network with direct connections)."""
+        if self.ahead is not None:
+            raise UsageError("what is known ahead has weights of its own in task.head=direct; take task.head=recurrent")
+        features, weights = self._read(inputs), [self.readout.weight]
+        if self.linear is not None:
+            if self.sizes.features > 1:
+                raise UsageError(
+                    "task.linear is one sum for all variables; give task.linear=false, or leave out task.independent"
+                )
+            features = torch.cat([features, inputs.past[..., 0]], 1)
+            weights.append(self.linear.weight)
+        return Regression(features, values.flatten(1), tuple(weights), self.readout.bias)
+
+    def _read(self, inputs: Inputs) -> Tensor:
+        """What the cell says last of the context, `[rows, units]`."""
         context = self.sizes.context
         told = self.told(inputs)[:, None].expand(-1, context, -1)
         xs = torch.cat([inputs.past, inputs.known[:, :context], told], 2)
         ys, _ = self.core.unroll(xs, self.core.initial_state(len(xs)))
-        raw = self.readout(ys[:, -1]).unflatten(1, (self.sizes.horizon, -1))
+        return ys[:, -1]
+
+    def _raw(self, inputs: Inputs) -> Tensor:
+        context = self.sizes.context
+        raw = self.readout(self._read(inputs)).unflatten(1, (self.sizes.horizon, -1))
         raw = self._shaped(raw if self.ahead is None else raw + self.ahead(inputs.known[:, context:]))
         return raw if self.linear is None else self.linear(inputs.past, raw, self.output.locations)
 
@@ -143,16 +167,39 @@ class FedBack(Forecaster):
     def __init__(self, sizes: Sizes, output: Output, core: Cell) -> None:
         super().__init__()
         self.sizes, self.output, self.core, self.told = sizes, output, core, Told(sizes)
-        self.readout = nn.Linear(core.output_size, sizes.features * output.parameters)
+        self.readout: nn.Module = nn.Linear(core.output_size, sizes.features * output.parameters)
+        if isinstance(core, Latent):
+            if sizes.known or sizes.told or not output.certain:
+                raise UsageError(
+                    "a model with a hidden state reads values alone and forecasts their mean; leave out task.output, covariates "
+                    "and calendar, and of several variables give task.independent=false"
+                )
+            self.readout = nn.Identity()
 
     @staticmethod
     def inputs(sizes: Sizes) -> int:
         return sizes.features + sizes.known + sizes.told
 
     def taught(self, inputs: Inputs, values: Tensor) -> Tensor:
-        read = torch.cat([inputs.past[:, :1], values[:, :-1]], 1)
+        return self._shaped(self.readout(self._followed(inputs, values)))
+
+    def regression(self, inputs: Inputs, values: Tensor) -> Regression:
+        """Each step but the first, read after the truth."""
+        if not isinstance(self.readout, nn.Linear):
+            raise UsageError("a model with a hidden state has no readout to fit; take --learner em")
+        ys = self._followed(inputs, values).flatten(0, 1)
+        return Regression(ys, values.flatten(0, 1), (self.readout.weight,), self.readout.bias)
+
+    def _followed(self, inputs: Inputs, values: Tensor) -> Tensor:
+        """What the cell says of each step where it reads the truth, `[rows, scored, units]`."""
+        read = self.read(inputs, values)
         ys, _ = self._read(inputs, read, self.core.initial_state(len(read)))
-        return self._shaped(self.readout(ys))
+        return ys
+
+    @staticmethod
+    def read(inputs: Inputs, values: Tensor) -> Tensor:
+        """The truth before each of `values`, `[rows, scored, features]`."""
+        return torch.cat([inputs.past[:, :1], values[:, :-1]], 1)
 
     def forecast(self, inputs: Inputs, levels: tuple[float, ...] = ()) -> Forecast:
         ys, state = self._read(inputs, inputs.past, self.core.initial_state(len(inputs.past)))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recurra.cells import CELLS, Cell, LockedDropout, Packed, Stacked, cell_called, with_packed_weights
+from recurra.cells import CELLS, HMM, Cell, Latent, LockedDropout, Packed, Stacked, cell_called, with_packed_weights
 from recurra.crf import CRF
 from recurra.errors import UsageError
 from recurra.init import PRESETS
@@ -86,14 +86,25 @@ def resting(model: nn.Module) -> Iterator[None]:
 
 
 def stack(cell: str, inputs: int, hidden: int, layers: int, dropout: float, **options: object) -> Cell:
-    """`layers` cells of the same kind on top of each other, with locked dropout on the outputs of each."""
-    kind = cell_called(cell)
+    """`layers` cells of the same kind on top of each other, with locked dropout on the outputs of each but those whose outputs
+    are already forecasts. Raises UsageError for a cell that reads tokens."""
+    kind = layer_called(cell)
     cells: list[Cell] = []
     for _ in range(layers):
         cells.append(kind(cells[-1].output_size if cells else inputs, hidden, **options))
-    if dropout > 0:
+    if dropout > 0 and not issubclass(kind, Latent):
         cells = [LockedDropout(one, dropout) for one in cells]
     return cells[0] if layers == 1 else Stacked(cells)
+
+
+def layer_called(name: str) -> type[Cell]:
+    """The cell of this name, to be put between embedding and readout. Raises UsageError for one that reads tokens."""
+    kind = cell_called(name)
+    if kind.tokens:
+        raise UsageError(
+            f"the cell {name} reads tokens and is a whole model of one layer: it is for the language task alone, without --layers"
+        )
+    return kind
 
 
 def language_model(
@@ -109,10 +120,12 @@ def language_model(
     recurrent_dropout: float = 0.0,
     start: str = "torch",
     **options: object,
-) -> SequenceModel:
+) -> SequenceModel | HMM:
     """Next-token scores. `embedding` None is one-hot; `tied` uses one matrix for embedding and readout (Press & Wolf 2017,
     arXiv:1608.05859), then the embedding has the size of the hidden state; `recurrent_dropout` is `weight_drop`'s; `start`
-    is a name in `init.PRESETS`."""
+    is a name in `init.PRESETS`. Of a hidden Markov model (`hmm`) `hidden` says all."""
+    if cell == "hmm" and layers == 1:
+        return HMM(vocabulary, hidden, **options)
     _check_start(start)
     if tied and embedding is None:
         raise UsageError("one-hot inputs have no matrix to tie; leave out embed.tied or embed.kind=onehot")
@@ -184,7 +197,8 @@ class Encoder(nn.Module):
         self.output_size = layers[-1].output_size
 
     def forward(self, xs: State, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        ys, share = self.embedding(xs).to(next(self.layers.parameters()).dtype), self.input_dropout
+        like = next(t for t in (*self.layers.parameters(), *self.layers.buffers()) if t.is_floating_point())
+        ys, share = self.embedding(xs).to(like.dtype), self.input_dropout
         summary = ys
         for layer in self.layers:
             if self.training and share > 0:
@@ -199,7 +213,7 @@ def encoder_layers(
 ) -> list[Layer]:
     """Recurrent layers of the same kind, in one direction or in both."""
     _check_start(start)
-    kind = cell_called(cell)
+    kind = layer_called(cell)
     made: list[Layer] = []
     for _ in range(layers):
         size = made[-1].output_size if made else inputs

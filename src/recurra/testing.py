@@ -63,8 +63,8 @@ def example(cell: Cell, batch: int = BATCH, time: int = TIME) -> Tensor:
 
 
 def dtype_of(cell: Cell) -> torch.dtype:
-    """The floating dtype of a cell's parameters."""
-    return next((p.dtype for p in cell.parameters() if p.is_floating_point()), torch.float32)
+    """The floating dtype of a cell's parameters and buffers."""
+    return next((t.dtype for t in (*cell.parameters(), *cell.buffers()) if t.is_floating_point()), torch.float32)
 
 
 def same(actual: State, expected: State, what: str) -> None:
@@ -294,12 +294,13 @@ def _differentiable(cell: Cell, dtype: torch.dtype = torch.float64) -> tuple[Cal
     xs = example(cell, 2, 3)
     state = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves(start) if leaf.is_floating_point()]
     inputs = [xs.to(dtype).requires_grad_()] if xs.is_floating_point() else []
+    fixed = {name: b.to(dtype) for name, b in cell.named_buffers() if b.is_floating_point()}
 
     def run(*parts: Tensor) -> tuple[Tensor, ...]:
         given = list(parts)
         x = given.pop(0) if inputs else xs
         begin = tmap(lambda leaf: given.pop(0) if leaf.is_floating_point() else leaf, start)
-        weights = dict(zip(parameters, given, strict=True))
+        weights = {**dict(zip(parameters, given, strict=True)), **fixed}
         ys, last = torch.func.functional_call(_Unroll(cell), {f"cell.{k}": v for k, v in weights.items()}, (x, begin))
         return tuple(leaf for leaf in leaves((ys, last)) if leaf.is_floating_point())
 

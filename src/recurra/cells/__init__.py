@@ -1,13 +1,13 @@
 """Recurrent cells, one file a family. `CELLS` is every name that `--cell` takes."""
 
-from collections.abc import Callable
-
 from recurra.cells.base import Cell
 from recurra.cells.elman import Elman, ElmanState, Jordan, JordanState
 from recurra.cells.gru import GRU, MGU, GRUState, LayerNormGRU
+from recurra.cells.latent import HMM, HMMState, Kalman, KalmanState, Latent
 from recurra.cells.leaky import Leaky, LeakyState
 from recurra.cells.lstm import LSTM, CoupledLSTM, LayerNormLSTM, LSTMState, PeepholeLSTM, ProjectedLSTM, ProjectedState
 from recurra.cells.packed import Packed, with_packed_weights
+from recurra.cells.reservoir import Reservoir, ReservoirState
 from recurra.cells.window import Window, WindowState
 from recurra.cells.wrap import LearntStart, LockedDropout, Projected, RandomStart, Residual, Stacked, Zoneout
 from recurra.errors import UsageError
@@ -25,10 +25,13 @@ CELLS: dict[str, type[Cell]] = {
     "gru-layernorm": LayerNormGRU,
     "mgu": MGU,
     "window": Window,
+    "reservoir": Reservoir,
+    "hmm": HMM,
+    "kalman": Kalman,
 }
 
 
-def cell_called(name: str) -> Callable[..., Cell]:
+def cell_called(name: str) -> type[Cell]:
     """The cell of this name. Raises UsageError, which names those there are."""
     if name not in CELLS:
         raise UsageError(f"there is no cell called {name!r}; the cells are {', '.join(CELLS)}")
@@ -38,6 +41,7 @@ def cell_called(name: str) -> Callable[..., Cell]:
 __all__ = [
     "CELLS",
     "GRU",
+    "HMM",
     "LSTM",
     "MGU",
     "Cell",
@@ -45,9 +49,13 @@ __all__ = [
     "Elman",
     "ElmanState",
     "GRUState",
+    "HMMState",
     "Jordan",
     "JordanState",
+    "Kalman",
+    "KalmanState",
     "LSTMState",
+    "Latent",
     "LayerNormGRU",
     "LayerNormLSTM",
     "Leaky",
@@ -60,6 +68,8 @@ __all__ = [
     "ProjectedLSTM",
     "ProjectedState",
     "RandomStart",
+    "Reservoir",
+    "ReservoirState",
     "Residual",
     "Stacked",
     "Window",

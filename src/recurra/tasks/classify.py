@@ -21,6 +21,7 @@ from recurra.data.series import is_series, series
 from recurra.data.survey import survey_examples
 from recurra.data.vocabulary import Vocabulary
 from recurra.errors import DataError, UsageError
+from recurra.learn import Regression
 from recurra.models import Encoder, ManyToOne
 from recurra.state import State
 from recurra.tasks import scores
@@ -121,6 +122,20 @@ class Classify(OnExamples):
         if self.options.balance and not self.known["multilabel"]:
             losses = losses * self.balance.to(losses.device)[batch.targets]
         return losses.sum() / batch.weight, state
+
+    def regression(self, batch: Batch, state: State) -> Regression:
+        """What the readout sees of each example, and its labels as zeros and ones. Raises UsageError."""
+        if self.options.balance or self.options.pooling == "attention":
+            raise UsageError(
+                "it neither weighs examples nor learns where to look; leave out task.balance and task.pooling"
+            )
+        xs, readout, ys = self.model.pooled(batch.inputs, batch.lengths), self.model.readout, batch.targets
+        if self.known["multilabel"]:
+            return Regression(xs, ys, (readout.weight,), readout.bias, "logistic")
+        known = ys >= 0
+        return Regression(
+            xs[known], F.one_hot(ys[known], readout.out_features), (readout.weight,), readout.bias, "softmax"
+        )
 
     def example_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The surprise of the labels of each example `[batch]` in nats, under scores `[batch, labels]`."""

@@ -22,6 +22,7 @@ from recurra.data.read import shown
 from recurra.data.times import UNITS, Frequency
 from recurra.data.windows import drawing
 from recurra.errors import DamagedError, DataError, UsageError
+from recurra.learn import Observed, Regression
 from recurra.state import State
 from recurra.tasks.base import Sources, Task, Unit, Validation, refuse
 from recurra.tasks.forecast_frames import OnFrames
@@ -156,6 +157,14 @@ class Forecast(Task):
 
     def loss(self, batch: Batch, state: State) -> tuple[Tensor, State]:
         return self.way.loss(self.model, batch, state)
+
+    def regression(self, batch: Batch, state: State) -> Regression:
+        """What the readout sees of a batch, and what it is to say. Raises UsageError where it is not linear in what it learns."""
+        return self.way.regression(self.model, batch, state)
+
+    def observed(self, batch: Batch) -> Observed:
+        """What a model with a hidden state reads of a batch. Raises UsageError for another model."""
+        return self.way.observed(self.model, batch)
 
     def validate(self) -> Validation:
         return self.way.validate(self.model, self._trained_on())

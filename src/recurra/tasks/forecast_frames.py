@@ -46,6 +46,8 @@ class OnFrames(OnSteps):
         values = panel.values.astype(np.uint8)
         return values, values
 
+    link = "logistic"
+
     def losses(self, said: Tensor, truth: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(said, truth, reduction="none").sum(2)
 

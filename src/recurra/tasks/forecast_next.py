@@ -58,6 +58,8 @@ class OnNext(OnSteps):
         values = ((panel.values - mean) / deviation).astype(np.float32)
         return values, np.where(_to_forecast(panel), values, np.float32(np.nan))
 
+    link = "identity"
+
     def losses(self, said: Tensor, truth: Tensor) -> Tensor:
         there = ~truth.isnan()
         return torch.where(there, said - truth.nan_to_num(), 0.0).square().mean(2)

@@ -15,6 +15,8 @@ from recurra.data.feed import Corpus, Stream
 from recurra.data.panel import Panel
 from recurra.errors import DataError, UsageError
 from recurra.forecasting import Frames
+from recurra.learn import Regression
+from recurra.learn.ridge import Link
 from recurra.models import resting
 from recurra.regularize import locked_mask
 from recurra.state import State, within
@@ -39,6 +41,8 @@ class Said(NamedTuple):
 class OnSteps(Way):
     """Each step but the first is forecast from all before it: the state is carried along each series. The loss is the sum of what
     `losses` says of each step, divided by the number of steps of which it says something."""
+
+    link: Link  # what makes numbers of scores
 
     @abstractmethod
     def steps(self, panel: Panel) -> tuple[np.ndarray, np.ndarray]:
@@ -86,6 +90,14 @@ class OnSteps(Way):
         if batch.lengths is not None:
             losses = losses * within(batch.lengths, losses.shape[1])
         return losses.sum() / (batch.weight or 1.0), state
+
+    def regression(self, model: nn.Module, batch: Batch, state: State) -> Regression:
+        network, kept = cast(Frames, model), ~batch.targets.isnan().any(2)
+        if batch.lengths is not None:
+            kept &= within(batch.lengths, batch.time)
+        features, after = network.core.unroll(batch.inputs, state, batch.lengths)
+        readout = network.readout
+        return Regression(features[kept], batch.targets[kept], (readout.weight,), readout.bias, self.link, after)
 
     def validate(self, model: nn.Module, data: Data) -> Validation:
         total = steps = 0.0

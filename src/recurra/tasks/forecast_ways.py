@@ -18,6 +18,7 @@ from recurra.data.windows import scales_of
 from recurra.distributions import LEVELS
 from recurra.errors import UsageError
 from recurra.init import PRESETS
+from recurra.learn import Observed, Regression
 from recurra.models import stack
 from recurra.regularize import weight_drop
 from recurra.state import State
@@ -148,6 +149,13 @@ class Way(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]: ...
+
+    @abstractmethod
+    def regression(self, model: nn.Module, batch: Batch, state: State) -> Regression: ...
+
+    def observed(self, model: nn.Module, batch: Batch) -> Observed:
+        """What a model with a hidden state reads. Raises UsageError where there is none."""
+        raise UsageError("it trains models with a hidden state; take --cell kalman with task.head=recurrent")
 
     @abstractmethod
     def validate(self, model: nn.Module, data: Data) -> Validation: ...

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recurra.cells import Latent
 from recurra.config import Config
 from recurra.data import panel as panels
 from recurra.data.batch import Batch
@@ -17,6 +18,7 @@ from recurra.data.windows import Inputs, Scales, Windows, scales_of
 from recurra.distributions import Gaussian, Output, Point, Quantiles, StudentT
 from recurra.errors import DataError, RecurraError, UsageError
 from recurra.forecasting import Direct, FedBack, Forecaster, Segments, Sizes
+from recurra.learn import Observed, Regression
 from recurra.models import resting
 from recurra.state import State
 from recurra.tasks.base import Validation
@@ -171,6 +173,22 @@ class OnWindows(Way):
         network, targets = cast(Forecaster, model), batch.targets
         losses = network.output.loss(network.taught(Inputs(*batch.inputs), targets.values), targets.values)
         return (losses * targets.seen).sum() / max(1.0, batch.weight), state
+
+    def regression(self, model: nn.Module, batch: Batch, state: State) -> Regression:
+        """Where a value of a window is missing, what hangs on it is left out."""
+        network = cast(Forecaster, model)
+        if self.options.output != "point":
+            raise UsageError("least squares give one number; leave out task.output")
+        one = network.regression(Inputs(*batch.inputs), batch.targets.values)
+        seen = batch.targets.seen.reshape(one.targets.shape).bool().all(1)
+        return one._replace(features=one.features[seen], targets=one.targets[seen])
+
+    def observed(self, model: nn.Module, batch: Batch) -> Observed:
+        """All of each window; what is missing in it is taken as it was filled."""
+        if not isinstance(model, FedBack) or not isinstance(model.core, Latent):
+            return super().observed(model, batch)
+        inputs, values = Inputs(*batch.inputs), batch.targets.values
+        return Observed(model.core, model.read(inputs, values), values)
 
     def validate(self, model: nn.Module, data: Data) -> Validation:
         """On at most 2,000 windows, evenly spread; models are compared by the loss of what they forecast, or where they are fed

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from recurra import config as configuration
 from recurra import storage
-from recurra.cells import cell_called
+from recurra.cells import HMM, cell_called
 from recurra.config import Config
 from recurra.data import read, texts
 from recurra.data import tokens as tokenisers
@@ -25,6 +25,7 @@ from recurra.data.survey import survey
 from recurra.data.tokens import TOKENS, Tokens, Words
 from recurra.decode import Beam, Sampler
 from recurra.errors import DataError, RecurraError, UsageError
+from recurra.learn import Observed, Regression
 from recurra.metrics import bits, perplexity
 from recurra.models import SequenceModel, Snapshot, language_model
 from recurra.regularize import activity
@@ -62,7 +63,7 @@ class Language(Task):
     data_files = frozenset({"train.ids", "valid.ids", "test.ids", "corpus.json", "tokenizer.json", "vectors.npz"})
     assets = frozenset({"tokenizer.json"})
     unit = Unit("bits/token", 1 / math.log(2), "tokens")
-    model: SequenceModel
+    model: SequenceModel | HMM
 
     def __init__(self, config: Config, tokens: Tokens, folder: Path | None = None) -> None:
         self.config, self.tokens = config, tokens
@@ -125,7 +126,8 @@ class Language(Task):
 
     def held(self, share: float) -> list[nn.Parameter]:
         embed = self.config.embed
-        return list(self.model.embedding.parameters()) if embed.vectors is not None and share < embed.frozen else []
+        held = embed.vectors is not None and share < embed.frozen
+        return list(cast(SequenceModel, self.model).embedding.parameters()) if held else []
 
     def write_assets(self, folder: Path) -> None:
         self.tokens.save(folder / "tokenizer.json")
@@ -166,8 +168,13 @@ class Language(Task):
             start=model.init,
             **configuration.options(cell_called(cell.name), given, "cell"),
         )
+        if isinstance(self.model, HMM) and ("vectors" in self.about or config.regularize.ar or config.regularize.tar):
+            raise UsageError(
+                "a hidden Markov model has neither embedding nor activity; leave out --vectors, regularize.ar and tar"
+            )
         if "vectors" in self.about:
-            put_vectors(self._data(), cast(nn.Embedding, self.model.embedding).weight)  # type: ignore[misc]
+            table = cast(nn.Embedding, cast(SequenceModel, self.model).embedding)
+            put_vectors(self._data(), table.weight)  # type: ignore[misc]
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         return self._stream().batches(start)
@@ -181,14 +188,41 @@ class Language(Task):
         return Stream(train, rows, config.chunk, config.seed)
 
     def loss(self, batch: Batch, state: State) -> tuple[Tensor, State]:
-        features, state = self.model.features(batch.inputs, state, batch.lengths)
-        losses = self.step_loss(self.model.readout(features), batch.targets)
-        if batch.lengths is not None:
-            losses = losses * within(batch.lengths, losses.shape[1])
-        loss, wanted = losses.sum() / batch.weight, self.config.regularize
-        if self.model.training and (wanted.ar or wanted.tar):
+        model, wanted = self.model, self.config.regularize
+        if isinstance(model, HMM):
+            scores, state = model.unroll(batch.inputs, state, batch.lengths)
+            return self._summed(scores, batch), state
+        features, state = model.features(batch.inputs, state, batch.lengths)
+        loss = self._summed(model.readout(features), batch)
+        if model.training and (wanted.ar or wanted.tar):
             loss = loss + activity(features, ar=wanted.ar, tar=wanted.tar)
         return loss, state
+
+    def _summed(self, scores: Tensor, batch: Batch) -> Tensor:
+        losses = self.step_loss(scores, batch.targets)
+        if batch.lengths is not None:
+            losses = losses * within(batch.lengths, losses.shape[1])
+        return losses.sum() / batch.weight
+
+    def regression(self, batch: Batch, state: State) -> Regression:
+        """What the readout sees of each step, and the next token as zeros and a one. Raises UsageError."""
+        if isinstance(self.model, HMM) or self.config.embed.tied is True:
+            raise UsageError(
+                "it wants a readout apart from the embedding; take another --cell, and leave out embed.tied"
+            )
+        xs, after = self.model.features(batch.inputs, state, batch.lengths)
+        ys = F.one_hot(batch.targets, self.tokens.size)
+        if batch.lengths is not None:
+            kept = within(batch.lengths, batch.time)
+            xs, ys = xs[kept][None], ys[kept][None]
+        readout = self.model.readout
+        return Regression(xs.flatten(0, 1), ys.flatten(0, 1), (readout.weight,), readout.bias, "softmax", after)
+
+    def observed(self, batch: Batch) -> Observed:
+        """What a hidden Markov model reads of a batch. Raises UsageError for another model."""
+        if not isinstance(self.model, HMM):
+            raise UsageError("it trains models with a hidden state; take --cell hmm")
+        return Observed(self.model, batch.inputs, batch.targets)
 
     def step_loss(self, scores: Tensor, targets: Tensor) -> Tensor:
         """The surprise of each target `[...]` in nats, under scores `[..., vocabulary]`."""

@@ -16,7 +16,8 @@ from recurra.data.feed import Ragged
 from recurra.data.labelled import labelled
 from recurra.data.series import is_series, series
 from recurra.data.survey import survey_examples
-from recurra.errors import DataError
+from recurra.errors import DataError, UsageError
+from recurra.learn import Regression
 from recurra.models import Encoder, ManyToMany, ManyToOne
 from recurra.state import State, within
 from recurra.tasks.base import Sources, Unit, Validation
@@ -117,6 +118,18 @@ class Regress(OnExamples):
     def loss(self, batch: Batch, state: State) -> tuple[Tensor, State]:
         guesses = self._guessed(self.model(batch.inputs, batch.lengths))
         return self._errors(guesses, batch.targets, cast(Tensor, batch.lengths)).sum() / batch.weight, state
+
+    def regression(self, batch: Batch, state: State) -> Regression:
+        """What the readout sees of each example, or of each step, and its numbers. Raises UsageError."""
+        if self.options.pooling == "attention":
+            raise UsageError("it does not learn where to look; leave out task.pooling=attention")
+        lengths, ys, model = cast(Tensor, batch.lengths), batch.targets, self.model
+        if isinstance(model, ManyToMany):
+            xs, kept = model.encoder(batch.inputs, lengths)[0], within(lengths, batch.targets.shape[1])
+            xs, ys = xs[kept], ys[kept]
+        else:
+            xs = model.pooled(batch.inputs, lengths)
+        return Regression(xs, ys, (model.readout.weight,), model.readout.bias)
 
     def _guessed(self, outputs: Any) -> Tensor:
         return outputs[0] if self.known["each_step"] else outputs

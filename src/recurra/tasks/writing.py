@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from recurra import config as configuration
 from recurra.attention import ATTENTIONS, Attention
-from recurra.cells import Cell, LockedDropout, Stacked, cell_called
+from recurra.cells import Cell, LockedDropout, Stacked
 from recurra.config import Config
 from recurra.data import tokens as tokenisers
 from recurra.data.batch import Batch
@@ -25,7 +25,7 @@ from recurra.decode import Beam, Expansion, Hypothesis, Sampler, sample
 from recurra.decoder import Decoder, EncoderDecoder, Memory, covered_twice, mixed
 from recurra.errors import DataError, UsageError
 from recurra.init import PRESETS
-from recurra.models import resting
+from recurra.models import layer_called, resting
 from recurra.state import State, within
 from recurra.tasks.base import Unit, Validation
 from recurra.tasks.examples import OnExamples, Part, by_length, in_one_line
@@ -279,7 +279,7 @@ class Writes(OnExamples):
         """A decoder over a memory with features of this size, that writes with this table of tokens."""
         options, model = self.options, config.model
         name, hidden = options.decoder or config.cell.name, options.decoder_hidden or int(model.hidden)
-        kind, tied = cell_called(name), config.embed.tied is True
+        kind, tied = layer_called(name), config.embed.tied is True
         extra = (config.cell.model_extra or {}) if name == config.cell.name else {}
         given = configuration.options(kind, extra, "cell")
         size = kind(1, hidden, **given).output_size
