@@ -290,7 +290,7 @@ def test_every_learner_learns_the_next_value(tmp_path: Path, learner: str, cell:
     settings = {
         "task": {"output": "next"},
         "train": {"chunk": 6, "rows": 2, "validations": 1},
-        "optimizer": {"rate": 3e-2},
+        "optimizer": {"rate": 6e-2},
         "learner": {"directions": 20} if learner == "forward-gradient" else {},
     }
     task = recurra.train(
