@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recurra import kernels
-from recurra.cells import CELLS, Cell
+from recurra.cells import CELLS, Cell, LearntStart
 from recurra.data.batch import Batch
 from recurra.errors import UsageError
 from recurra.learn import (
@@ -39,7 +39,9 @@ from recurra.regularize import weight_drop
 from recurra.state import State, detach, leaves, tmap, within
 
 WORDS = 5
-SMOOTH = [name for name in CELLS if name != "window"]
+SMOOTH = [
+    name for name in CELLS if name not in ("window", "hmm", "reservoir")
+]  # hmm: a whole model; reservoir: learns nothing
 UNITWISE = ["elman", "leaky", "lstm", "lstm-peephole", "lstm-coupled", "gru"]
 ONLINE = ["rtrl", "snap1", "snapn", "uoro", "kf-rtrl", "rflo", "eprop", "dni"]
 
@@ -99,6 +101,32 @@ def test_rtrl_adds_up_to_bptt(cell: str, layers: int) -> None:
     task, batch = Toy(cell, layers=layers), tokens(lengths=[7, 5, 0])
     whole = alive(learnt(task, batch, BPTT())[0])
     assert apart(learnt(task, batch, RTRL())[0], whole) < 1e-10
+
+
+class Begins(Toy):
+    """With a state to begin from that is learnt."""
+
+    def __init__(self, cell: str = "lstm", units: int = 3) -> None:
+        super().__init__(cell, units, embedding=None)
+        self.model.core = LearntStart(self.model.core).double()
+        for one in self.model.core.parameters():
+            nn.init.normal_(one)
+
+
+@pytest.mark.parametrize("name", ["rtrl", "dni", "bptt"])
+def test_a_start_that_is_learnt_learns(name: str) -> None:
+    task, batch = Begins(), tokens(lengths=[7, 5, 0])
+    task.model.zero_grad()
+    task.loss(batch, task.model.initial_state(3))[0].backward()
+    whole = alive({n: cast(Tensor, one.grad).clone() for n, one in task.model.named_parameters()})
+    learner = DNI(rate=0.0) if name == "dni" else LEARNERS[name]()
+    assert learner.supports(task, batch) is None
+    assert apart(learnt(task, batch, learner)[0], whole) < 1e-10
+
+
+def test_a_start_that_is_learnt_is_refused_by_those_who_would_not_learn_it() -> None:
+    for name in ("snap1", "snapn", "eprop", "kf-rtrl", "rtrl-diagonal"):
+        assert "the state that it begins from is learnt" in str(LEARNERS[name]().supports(Begins("elman"), tokens()))
 
 
 @pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
@@ -169,7 +197,7 @@ def kept_by_unit(task: Toy, batch: Batch) -> dict[str, Tensor]:
     of the state after a step, c, comes from what it says of the state before, c A."""
     parameters = dict(task.model.named_parameters())
     state = task.model.initial_state(batch.rows)
-    kept = recurrent(task, batch, state)
+    kept = recurrent(task, batch)
     units, size = task.model.core.output_size, flat(state).shape[1]
     masks, influences = {}, {}
     for name, one in kept.items():
@@ -314,6 +342,13 @@ def test_over_all_signs_the_mean_is_bptt(
     mean = {name: torch.stack([one[name] for one in each]).mean(0) for name in whole}
     assert apart(mean, whole) < 1e-10
     assert apart(each[0], each[1]) + apart(each[0], each[5]) > 1e-4
+
+
+def test_over_all_signs_uoro_learns_the_start_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, batch = Begins("elman", units=2), tokens(rows=1, time=3)
+    whole = alive(learnt(task, batch, BPTT())[0])
+    each = [learnt(task, batch, UORO())[0] for _ in all_signs(monkeypatch, 8)]
+    assert apart({name: torch.stack([one[name] for one in each]).mean(0) for name in whole}, whole) < 1e-10
 
 
 @pytest.mark.parametrize(

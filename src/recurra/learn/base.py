@@ -87,6 +87,14 @@ def forgotten(batch: Batch, traces: State) -> State:
     return choose(batch.fresh, tmap(torch.zeros_like, traces), traces)
 
 
+def why_no_start(task: Learnable) -> str | None:
+    """Why a learner that knows nothing of where rows begin cannot train a task, in words; None where the start is not learnt."""
+    with torch.enable_grad():
+        if any(leaf.requires_grad for leaf in leaves(task.model.initial_state(1))):
+            return "the state that it begins from is learnt, which is for bptt, rtrl and uoro"
+    return None
+
+
 def steps(batch: Batch) -> Iterator[Batch]:
     """The batch step by step. Each step has the weight of the whole: their losses add up to that of the batch."""
     return (replace(part, weight=batch.weight) for part in batch.windows(1))

@@ -55,7 +55,8 @@ class DNI(Learner):
         state, guess, total = carry.rows, carry.shared, torch.zeros(())
         parameters = learnt(task)
         for part in batch.windows(self.window):
-            before = flat(restarted(task, part, state)).detach().requires_grad_()
+            begun = flat(restarted(task, part, state))
+            before = begun.detach().requires_grad_()
             loss, after = task.loss(part, unflat(state, before))
             share = loss * (part.weight / batch.weight) if batch.weight else loss * 0
             ended = flat(after)
@@ -64,6 +65,8 @@ class DNI(Learner):
                 whole, [before, *parameters.values()], allow_unused=True, materialize_grads=True
             )
             add_gradients(parameters, dict(zip(parameters, found[1:], strict=True)))
+            if begun.requires_grad:  # the start is learnt
+                begun.backward(found[0])
             guess = self._corrected(guess, before.detach(), found[0])
             state, total = detach(after), total + share.detach()
         return total, Carry(detach(state), guess)

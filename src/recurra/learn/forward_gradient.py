@@ -8,7 +8,7 @@ from torch.func import jvp
 
 from recurra.data.batch import Batch
 from recurra.errors import UsageError
-from recurra.learn.base import Carry, Cost, Learnable, Learner, add_gradients, learnt, restarted
+from recurra.learn.base import Carry, Cost, Learnable, Learner, add_gradients, learnt
 from recurra.learn.influence import Pure, plainly
 from recurra.state import State, detach, leaves
 
@@ -47,13 +47,12 @@ class ForwardGradient(Learner):
         return carry.rows
 
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
-        pure, state = Pure(task), restarted(task, batch, carry.rows)
-        parameters = learnt(task)
+        pure, parameters = Pure(task), learnt(task)
         weights = {name: one.detach() for name, one in parameters.items()}
         draw = torch.Generator().manual_seed((self.seed * 1_000_003 + batch.step) % 2**63)
 
         def loss(weights: dict[str, Tensor]) -> tuple[Tensor, State]:
-            return pure.with_weights(weights, batch, state)
+            return pure.with_weights(weights, batch, carry.rows, anew=True)
 
         for _ in range(self.directions):
             along = {name: torch.randn(one.shape, generator=draw).to(one) for name, one in weights.items()}

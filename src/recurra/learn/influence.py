@@ -104,6 +104,19 @@ def gradients(
     return loss.detach(), detach(after), found[0], dict(zip(parameters, found[1:], strict=True))
 
 
+def begun(task: Learnable, weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """How the state that a row begins from hangs on these weights, `[size, weights]` each: zeros where it is not learnt."""
+    with torch.enable_grad():
+        start = flat(task.model.initial_state(1))[0]
+    if not start.requires_grad:
+        return tuple(one.new_zeros(len(start), one.numel()) for one in weights.values())
+    each = [
+        torch.autograd.grad(one, list(weights.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
+        for one in start
+    ]
+    return tuple(torch.stack([one.flatten() for one in column]) for column in zip(*each, strict=True))
+
+
 @contextmanager
 def plainly() -> Iterator[None]:
     """Within this context cells run their plain loops, which every transform can look into."""
@@ -111,11 +124,11 @@ def plainly() -> Iterator[None]:
         yield
 
 
-def recurrent(task: Learnable, batch: Batch, state: State) -> dict[str, Tensor]:
-    """The parameters on which the state after a step hangs: the readout is none of them."""
+def recurrent(task: Learnable, batch: Batch) -> dict[str, Tensor]:
+    """The parameters on which the state after a step hangs, that it began from too: the readout is none of them."""
     parameters = learnt(task)
     with torch.enable_grad(), plainly():
-        _, after = task.loss(next(iter(batch.windows(1))), state)
+        _, after = task.loss(next(iter(batch.windows(1))), task.model.initial_state(batch.rows))
         reached = [leaf.sum() for leaf in leaves(after) if leaf.is_floating_point() and leaf.requires_grad]
         if not reached:
             return {}

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from recurra.cells import Cell
 from recurra.data.batch import Batch
-from recurra.learn.base import Carry, Cost, Learnable, add_gradients, forgotten, learnt, restarted, steps
+from recurra.learn.base import Carry, Cost, Learnable, add_gradients, forgotten, learnt, restarted, steps, why_no_start
 from recurra.learn.influence import Pure, plainly
 from recurra.state import State, detach, leaves, tmap
 
@@ -348,6 +348,11 @@ def mixes(task: Learnable, batch: Batch) -> bool:
 
 def why_not(task: Learnable, batch: Batch) -> str | None:
     """Why the cells of a task cannot be learnt by traces that stay with a unit, in words; None where they can."""
+    words = why_no_start(task)
+    if words:
+        return words
+    if not cores(task.model):
+        return "there is no cell whose weights learn; take ridge, or a cell that learns"
     for cell in task.model.modules():
         if isinstance(cell, Cell) and parametrize.is_parametrized(cell):
             return "weights of a cell are made anew at every call; leave out model.recurrent_dropout, or take bptt"

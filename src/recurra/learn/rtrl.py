@@ -14,14 +14,14 @@ from recurra.learn.base import (
     Learnable,
     Learner,
     add_gradients,
-    forgotten,
     learnt,
     over_budget,
     restarted,
     steps,
     why_not_stepwise,
 )
-from recurra.learn.influence import Rows, flat, gradients, recurrent
+from recurra.learn.influence import Rows, begun, flat, gradients, recurrent
+from recurra.state import choose, detach, tmap
 
 
 @final
@@ -34,9 +34,9 @@ class RTRL(Learner):
         dL_t/dtheta = d+L_t/dtheta + (dL_t/dh_{t-1}) M_{t-1}
 
     which for the tanh network is p_ij^k(t+1) = f'(s_k(t)) [sum_l w_kl p_ij^l(t) + delta_ik z_j(t)] with p(0) = 0, where p_ij^k is
-    the entry of M of state k and weight ij. d+ holds the state before the step still. With weights that are held still the
-    gradients of the steps add up to those of bptt over the whole sequence; where they change in between, M is a little out of
-    date.
+    the entry of M of state k and weight ij (and M_0 is the derivative of the start, where that is learnt). d+ holds the state
+    before the step still. With weights that are held still the gradients of the steps add up to those of bptt over the whole
+    sequence; where they change in between, M is a little out of date.
 
     States of S numbers and P weights that they hang on: memory O(batch S P) and time O(batch S^2 P) a step, both without regard to
     the length. No bias, no variance.
@@ -54,23 +54,22 @@ class RTRL(Learner):
     def cost(self, task: Learnable, batch: Batch) -> Cost:
         state = task.model.initial_state(batch.rows)
         size = flat(state).shape[1]
-        weights = sum(one.numel() for one in recurrent(task, batch, state).values())
+        weights = sum(one.numel() for one in recurrent(task, batch).values())
         numbers = batch.rows * size * weights
         return Cost(3 * numbers * 4, numbers * size)
 
     def start(self, task: Learnable, batch: Batch) -> Carry:
-        state = task.model.initial_state(batch.rows)
-        size = flat(state).shape[1]
-        kept = recurrent(task, batch, state).values()
-        return Carry(
-            (restarted(task, batch, state), tuple(one.new_zeros(batch.rows, size, one.numel()) for one in kept))
-        )
+        state = detach(task.model.initial_state(batch.rows))
+        size, kept = flat(state).shape[1], recurrent(task, batch).values()
+        return Carry((state, tuple(one.new_zeros(batch.rows, size, one.numel()) for one in kept)))
 
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         state, influences = carry.rows
-        state, influences = restarted(task, batch, state), forgotten(batch, influences)
-        parameters, total = learnt(task), torch.zeros(())
-        kept = recurrent(task, batch, state)
+        parameters, total, kept = learnt(task), torch.zeros(()), recurrent(task, batch)
+        state = restarted(task, batch, state)
+        influences = choose(
+            batch.fresh, tmap(lambda one: one.expand(batch.rows, -1, -1), begun(task, kept)), influences
+        )
         still = {name: one.detach() for name, one in kept.items()}
         for step in steps(batch):
             rows = Rows(task, step, state)
@@ -133,10 +132,10 @@ def _why_not_elementwise(task: Learnable, batch: Batch) -> str | None:
         return (
             f"there are {len(found)} layers, and only one of them alone is elementwise; take --layers 1, rtrl or snap1"
         )
-    (name, cell), state = next(iter(found.items())), task.model.initial_state(batch.rows)
+    name, cell = next(iter(found.items()))
     if local.mixes(task, batch):
         return f"the units of {type(cell).__name__} see each other; take rtrl, or snap1, which leaves that out"
-    below = [one for one in recurrent(task, batch, state) if not one.startswith(f"{name}.")]
+    below = [one for one in recurrent(task, batch) if not one.startswith(f"{name}.")]
     if below:
         return f"{', '.join(below)} lies below the cell and leads into all units; take --set embed.kind=onehot, or rtrl"
     return None

@@ -22,6 +22,7 @@ from recurra.learn.base import (
     over_budget,
     restarted,
     steps,
+    why_no_start,
     why_not_stepwise,
 )
 from recurra.learn.influence import Rows, flat, plainly, recurrent
@@ -51,7 +52,7 @@ class SnApN(Learner):
         self.n, self.memory = n, memory
 
     def supports(self, task: Learnable, batch: Batch) -> str | None:
-        words = why_not_stepwise(task, batch)
+        words = why_not_stepwise(task, batch) or why_no_start(task)
         if words is None and not _is_seen(task, batch):
             words = "some cell puts out something else than a field of its state; take rtrl"
         return words or over_budget(self.cost(task, batch), self.memory, "take fewer units or rows, or snap1")
@@ -62,7 +63,7 @@ class SnApN(Learner):
     def start(self, task: Learnable, batch: Batch) -> Carry:
         """The influences, and what was seen so far to reach what: which states come from which, and from which weights."""
         state = restarted(task, batch, task.model.initial_state(batch.rows))
-        kept, size = recurrent(task, batch, state).values(), flat(state).shape[1]
+        kept, size = recurrent(task, batch).values(), flat(state).shape[1]
         nothing = tuple(one.new_zeros(batch.rows, size, one.numel()) for one in kept)
         edges = flat(state).new_zeros(size, size, dtype=torch.bool)
         return Carry((state, nothing), (edges, tuple(one[0].bool() for one in nothing)))
@@ -71,7 +72,7 @@ class SnApN(Learner):
         (state, influences), (edges, at_once) = carry
         state, influences = restarted(task, batch, state), forgotten(batch, influences)
         parameters, total = learnt(task), torch.zeros(())
-        still = {name: one.detach() for name, one in recurrent(task, batch, state).items()}
+        still = {name: one.detach() for name, one in recurrent(task, batch).items()}
         for step in steps(batch):
             rows = Rows(task, step, state)
             loss, state, ahead, direct = _gradients(task, step, state, parameters)

@@ -13,13 +13,13 @@ from recurra.learn.base import (
     Learnable,
     Learner,
     add_gradients,
-    forgotten,
     learnt,
     restarted,
     steps,
     why_not_stepwise,
 )
-from recurra.learn.influence import Rows, flat, gradients, recurrent
+from recurra.learn.influence import Rows, begun, flat, gradients, recurrent
+from recurra.state import State, choose, detach
 
 TINY = 1e-30  # keeps the scales finite where a vector is zero
 
@@ -50,21 +50,20 @@ class UORO(Learner):
 
     def cost(self, task: Learnable, batch: Batch) -> Cost:
         state = task.model.initial_state(batch.rows)
-        weights = sum(one.numel() for one in recurrent(task, batch, state).values())
+        weights = sum(one.numel() for one in recurrent(task, batch).values())
         return Cost(3 * batch.rows * (flat(state).shape[1] + weights) * 4, 3 * batch.rows * weights)
 
     def start(self, task: Learnable, batch: Batch) -> Carry:
-        state = task.model.initial_state(batch.rows)
-        kept = recurrent(task, batch, state).values()
-        thetas = tuple(one.new_zeros(batch.rows, *one.shape) for one in kept)
-        return Carry((restarted(task, batch, state), torch.zeros_like(flat(state)), thetas))
+        state = detach(task.model.initial_state(batch.rows))
+        thetas = tuple(one.new_zeros(batch.rows, *one.shape) for one in recurrent(task, batch).values())
+        return Carry((state, torch.zeros_like(flat(state)), thetas))
 
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         state = restarted(task, batch, carry.rows[0])
-        states, thetas = forgotten(batch, carry.rows[1:])
         parameters, total = learnt(task), torch.zeros(())
-        kept = {name: one.detach() for name, one in recurrent(task, batch, state).items()}
+        kept = {name: one.detach() for name, one in recurrent(task, batch).items()}
         draw = torch.Generator().manual_seed((self.seed * 1_000_003 + batch.step) % 2**63)
+        states, thetas = choose(batch.fresh, _begun(task, batch, carry.rows[1], draw), carry.rows[1:])
         for step in steps(batch):
             rows = Rows(task, step, state)
             loss, state, back, direct = gradients(task, step, state, parameters)
@@ -77,6 +76,16 @@ class UORO(Learner):
             states, thetas = _rolled(rows.pushed(kept, states), thetas, signs, tuple(by_weights.values()))
             total = total + loss
         return total, Carry((state, states, thetas))
+
+
+def _begun(task: Learnable, batch: Batch, like: Tensor, draw: torch.Generator) -> tuple[Tensor, State]:
+    """The two vectors where rows begin: nothing; or, where the start is learnt, random signs v and v dh_0/dtheta."""
+    weights = recurrent(task, batch)
+    starts, signs = begun(task, weights), torch.zeros_like(like)
+    if any(bool(one.any()) for one in starts):
+        signs = (torch.randint(0, 2, like.shape, generator=draw) * 2 - 1).to(like)
+    thetas = ((signs @ one).view(-1, *weight.shape) for one, weight in zip(starts, weights.values(), strict=True))
+    return signs, tuple(thetas)
 
 
 def _rolled(
