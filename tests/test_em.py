@@ -379,10 +379,12 @@ def test_an_hmm_is_trained_evaluated_and_writes(shell, tmp_path) -> None:
     ("task", "options", "words"),
     [
         ("language", ["--cell", "gru"], "take --cell hmm"),
-        ("language", ["--cell", "hmm", "--layers", 2], "reads tokens"),
+        ("language", ["--cell", "hmm", "--layers", 2], "whole model"),
         ("language", ["--cell", "hmm", "--set", "regularize.ar=1"], "leave out"),
         ("forecast", ["--cell", "kalman"], "task.head=recurrent"),
-        ("classify", ["--cell", "hmm"], "reads tokens"),
+        ("forecast", ["--cell", "kalman", "--layers", 2], "whole model"),
+        ("classify", ["--cell", "hmm"], "whole model"),
+        ("classify", ["--cell", "kalman"], "whole model"),
     ],
 )
 def test_what_em_cannot_train_is_refused_in_words(shell, tmp_path, task: str, options: list[Any], words: str) -> None:

@@ -20,6 +20,7 @@ def test_the_page_shows_every_cell_as_its_docstring_does() -> None:
 def test_the_bench_times_every_cell_and_counts_its_parameters() -> None:
     records = cells.compare(0.0, laws=False)
     assert [record["cell"] for record in records] == list(CELLS)
-    assert all(record["milliseconds"] > 0 and record["parameters"] > 0 for record in records)
+    assert all(record["milliseconds"] > 0 for record in records)
+    assert [record["cell"] for record in records if not record["parameters"]] == ["reservoir"]  # it does not learn
     assert next(record for record in records if record["cell"] == "elman")["beside_elman"] == 1
     assert all(name in cells.table(records) for name in CELLS)

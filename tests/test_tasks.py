@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import recurra
 import recurra.errors
 from recurra import folds, testing
-from recurra.cells import CELLS
+from recurra.cells import CELLS, Latent
 from recurra.config import build
 from recurra.data import split
 from recurra.data.feed import Buckets, Ragged
@@ -1033,8 +1033,11 @@ def test_where_a_network_looked_is_part_of_its_answer(tmp_path: Path) -> None:
         made("regress", Path(tempfile.mkdtemp(dir=tmp_path)))[0].search(width=3)
 
 
+LAYERS = [name for name, kind in CELLS.items() if not issubclass(kind, Latent)]  # the others are whole models
+
+
 @pytest.mark.parametrize("feed", [False, True])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_every_cell_reads_and_writes(cell: str, feed: bool, tmp_path: Path) -> None:
     """Two layers of it on each side, whatever its outputs and its state are like."""
     task = recurra.train(
@@ -1043,6 +1046,16 @@ def test_every_cell_reads_and_writes(cell: str, feed: bool, tmp_path: Path) -> N
     )  # fmt: skip
     answer = next(task.answers(["two one"], 1, task.search(look=True)))
     assert not isinstance(answer, DataError) and answer["look"].weights.sum(1) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("side", ["cell", "decoder"])
+@pytest.mark.parametrize("cell", sorted(set(CELLS) - set(LAYERS)))
+def test_a_whole_model_is_no_part_of_one_that_writes(cell: str, side: str, tmp_path: Path) -> None:
+    given = {"cell": cell} if side == "cell" else {"settings": {"data": SIDES, "task": {"decoder": cell}}}
+    with pytest.raises(UsageError, match="whole model"):
+        recurra.train(
+            "seq2seq", pairs(tmp_path), out=tmp_path / "run", steps=1, **{"settings": {"data": SIDES}, **given}
+        )
 
 
 @pytest.mark.parametrize("kind", ["seq2seq", "seq2seq in byte pairs", "seq2seq in words, apart"])

@@ -9,7 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recurra.cells import CELLS, HMM, Cell, Latent, LockedDropout, Packed, Stacked, cell_called, with_packed_weights
+from recurra.cells import (
+    CELLS,
+    HMM,
+    Cell,
+    Kalman,
+    Latent,
+    LockedDropout,
+    Packed,
+    Stacked,
+    cell_called,
+    with_packed_weights,
+)
 from recurra.crf import CRF
 from recurra.errors import UsageError
 from recurra.init import PRESETS
@@ -86,23 +97,25 @@ def resting(model: nn.Module) -> Iterator[None]:
 
 
 def stack(cell: str, inputs: int, hidden: int, layers: int, dropout: float, **options: object) -> Cell:
-    """`layers` cells of the same kind on top of each other, with locked dropout on the outputs of each but those whose outputs
-    are already forecasts. Raises UsageError for a cell that reads tokens."""
+    """`layers` cells of the same kind on top of each other, with locked dropout on the outputs of each. One state-space model may
+    stand here alone: its outputs are forecasts, of which nothing is dropped. Raises UsageError for other whole models."""
+    if cell_called(cell) is Kalman and layers == 1:
+        return Kalman(inputs, hidden, **options)
     kind = layer_called(cell)
     cells: list[Cell] = []
     for _ in range(layers):
         cells.append(kind(cells[-1].output_size if cells else inputs, hidden, **options))
-    if dropout > 0 and not issubclass(kind, Latent):
+    if dropout > 0:
         cells = [LockedDropout(one, dropout) for one in cells]
     return cells[0] if layers == 1 else Stacked(cells)
 
 
 def layer_called(name: str) -> type[Cell]:
-    """The cell of this name, to be put between embedding and readout. Raises UsageError for one that reads tokens."""
+    """The cell of this name, to be put between embedding and readout. Raises UsageError for a whole model."""
     kind = cell_called(name)
-    if kind.tokens:
+    if issubclass(kind, Latent):
         raise UsageError(
-            f"the cell {name} reads tokens and is a whole model of one layer: it is for the language task alone, without --layers"
+            f"the cell {name} is a whole model, of one layer: hmm is for the language task, kalman for forecast, without --layers"
         )
     return kind
 

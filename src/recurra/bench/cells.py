@@ -103,7 +103,8 @@ def page(records: list[dict[str, Any]]) -> str:
             f"- state: {r.get('state', '')}",
             f"- parameters: `{r['formula']}`",
         ]
-        parts.append(f"- rows of the weights: {', '.join(r['blocks'])}")
+        if r["blocks"]:
+            parts.append(f"- rows of the weights: {', '.join(r['blocks'])}")
         if r["options"]:
             parts.append(f"- options: {', '.join(f'`{option}`' for option in r['options'])}")
         parts.append(f"- reference: {r.get('reference', '')}")

@@ -181,7 +181,8 @@ class Kalman(Latent):
     Parameters: 3 * units * units + units * (inputs + 1) + 2 * inputs
     Reference: Kalman 1960, doi:10.1115/1.3662552; Shumway & Stoffer 1982, doi:10.1111/j.1467-9892.1982.tb00349.x
 
-    V and Q are kept as factors, F F^T, and the diagonal of R as logarithms. A starts as 0.95 times a rotation.
+    V and Q are kept as factors, F F^T, and the diagonal of R as logarithms. A starts as 0.95 times a rotation. A step
+    costs units^3 for each row: it is a model of few units.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
