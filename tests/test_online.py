@@ -414,6 +414,7 @@ def test_an_interrupted_stream_is_saved_and_goes_on(tmp_path: Path) -> None:
         ),
         (["--learner", "forward-gradient"], 2, "take --learner snap1, rtrl or uoro"),
         (["--learner", "rtrl-diagonal"], 2, "the units of Elman see each other"),
+        (["--learner", "uoro", "--cell", "window"], 2, "no weight has a part in its state"),
         (["--epochs", "3"], 2, "train.epochs was given"),
         (["--set", "train.rows=4"], 2, "train.rows was given"),
         (["--set", "task.output=point"], 2, "task.output was point"),

@@ -46,7 +46,10 @@ class UORO(Learner):
         self.seed = seed
 
     def supports(self, task: Learnable, batch: Batch) -> str | None:
-        return why_not_stepwise(task, batch)
+        words = why_not_stepwise(task, batch)
+        if words is None and not recurrent(task, batch, task.model.initial_state(batch.rows)):
+            words = "no weight has a part in its state, so that there is nothing to carry on; take snap1 or bptt"
+        return words
 
     def cost(self, task: Learnable, batch: Batch) -> Cost:
         state = task.model.initial_state(batch.rows)
