@@ -188,7 +188,7 @@ def test_the_loss_and_state_are_those_of_the_parameters_that_stay(learner) -> No
     task = Toy(hidden=3)
     carry = learner.start(task, tokens())
     for step, fresh in enumerate([(True, True, True), (False, True, False), (False, False, False)]):
-        batch, before = tokens(fresh=fresh, step=step, lengths=[8, 6, 0]), carry.rows
+        batch, before = tokens(fresh=fresh, step=step, lengths=[8, 6, 0]), carry.state
         loss, carry = learner(task, batch, carry)
         start = before
         if any(fresh):
@@ -197,7 +197,7 @@ def test_the_loss_and_state_are_those_of_the_parameters_that_stay(learner) -> No
                 leaf[torch.tensor(fresh)] = 0
         wanted, state = task.loss(batch, start)
         torch.testing.assert_close(loss, wanted.detach())
-        torch.testing.assert_close(named(carry.rows), {n: x.detach() for n, x in named(state).items()})
+        torch.testing.assert_close(named(carry.state), {n: x.detach() for n, x in named(state).items()})
     assert loss.grad_fn is None and all(x.grad_fn is None for x in named(carry).values())
 
 

@@ -93,7 +93,7 @@ class Online:
     def forecast(self, x: State) -> Tensor:
         """The output for one step of inputs `[rows, ...]`. Nothing is learnt from it, and the state stays as it is."""
         model = self.task.model
-        state = model.initial_state(len(first_of(x))) if self.carry is None else self.learner.state(self.carry)
+        state = model.initial_state(len(first_of(x))) if self.carry is None else self.carry.state
         with resting(model):
             return cast(Tensor, model(x, state)[0])
 
@@ -126,7 +126,7 @@ def why_not_online(task: Learnable, learner: Learner, batch: Batch) -> str | Non
     if words := learner.supports(task, batch):
         return words
     carry = learner.start(task, batch)
-    if carry.rows is learner.state(carry) and not any(True for _ in leaves(carry.shared)):
+    if not any(True for _ in leaves((carry.traces, carry.shared))):
         return (
             "it carries nothing but the network's state from batch to batch, so that no error of a step would reach the steps "
             f"before it; take --learner {', '.join(LEARNERS[:-1])} or {LEARNERS[-1]}, or give it whole sequences, in files"
@@ -335,8 +335,8 @@ class _Live:
         task.model.train()
         self.online = Online(task, self.job.learner, self.job.optimizer, clip=settled.optimizer.clip)
         self.online.steps = self.job.progress.step
-        (rows, self.last, self.errors), shared = self.job.carry
-        self.online.carry = Carry(rows, shared)
+        state, traces, (shared, self.last, self.errors) = self.job.carry
+        self.online.carry = Carry(state, traces, shared)
         parameters = sum(one.numel() for one in task.model.parameters())
         self.log, self.told, self.passed_over = run.Log(out / "log.jsonl", self.online.steps), 0.0, 0
         tell(
@@ -349,7 +349,7 @@ class _Live:
 
     def _carry(self, own: Carry) -> Carry:
         """The learner's with what goes with it into a checkpoint."""
-        return Carry((own.rows, self.last, self.errors), own.shared)
+        return Carry(own.state, own.traces, (own.shared, self.last, self.errors))
 
     def go_through(self, rows: Rows, asked: Asked) -> None:
         """The rest of the first rows, which are kept, and then those that come."""

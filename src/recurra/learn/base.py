@@ -17,11 +17,13 @@ MEMORY = 2.0  # GiB that a learner may take beside the model, unless it is told
 class Carry(NamedTuple):
     """What a learner takes from one batch to the next: trees of tensors, opaque to the loop, saved with a checkpoint.
 
-    rows     has a batch axis; a row starts anew where the batch is fresh
-    shared   has none
+    state    the network's; a row starts anew where the batch is fresh
+    traces   whatever else has a batch axis, and starts anew with the rows
+    shared   what has none
     """
 
-    rows: State
+    state: State
+    traces: State = ()
     shared: State = ()
 
 
@@ -59,10 +61,6 @@ class Learner(ABC):
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         """Add the gradients of the batch's loss to `.grad`, or leave that alone and set the parameters; return the loss (no graph)
         and the next carry."""
-
-    def state(self, carry: Carry) -> State:
-        """The network's state in a carry."""
-        return carry.rows[0]
 
     def supports(self, task: Learnable, batch: Batch) -> str | None:
         """Why this learner cannot train this task, in words; None where it can."""

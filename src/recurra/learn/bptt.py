@@ -44,11 +44,8 @@ class BPTT(Learner):
     def start(self, task: Learnable, batch: Batch) -> Carry:
         return Carry(detach(task.model.initial_state(batch.rows)))
 
-    def state(self, carry: Carry) -> State:
-        return carry.rows
-
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
-        state, total, past = restarted(task, batch, carry.rows), torch.zeros(()), deque[tuple[Batch, State]]()
+        state, total, past = restarted(task, batch, carry.state), torch.zeros(()), deque[tuple[Batch, State]]()
         again = 0 if self.every is None or self.window is None else self.window - self.every
         for part in batch.windows(self.window if self.every is None else self.every):
             now = past[0][1] if past else state

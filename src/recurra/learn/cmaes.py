@@ -87,21 +87,23 @@ class CMA(Learner):
         return why_not_together(task, batch, self.together)
 
     def start(self, task: Learnable, batch: Batch) -> Carry:
-        return Carry(detach(task.model.initial_state(batch.rows)), begin(vector(task), self.sigma, Draws.begin(batch)))
+        return Carry(
+            detach(task.model.initial_state(batch.rows)), shared=begin(vector(task), self.sigma, Draws.begin(batch))
+        )
 
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         search, before = carry.shared, vector(task)
         mean = before.double()
         steps = sample(search, self.members or usual_members(len(mean)))
         found = losses(
-            task, batch, carry.rows, mean + search.sigma * steps, search.draws, side_by_side(task, self.together)
+            task, batch, carry.state, mean + search.sigma * steps, search.draws, side_by_side(task, self.together)
         )
         move, search = update(constants(len(mean), len(steps)), search, steps, found)
         put(task, mean + move)
-        loss, state = after(task, batch, carry.rows, search.draws)
+        loss, state = after(task, batch, carry.state, search.draws)
         if not math.isfinite(float(loss)):  # the loop leaves out this update, and the model has to be as it was
             put(task, before)
-        return loss, Carry(state, search._replace(draws=search.draws.next()))
+        return loss, Carry(state, shared=search._replace(draws=search.draws.next()))
 
 
 def usual_members(size: int) -> int:

@@ -9,7 +9,7 @@ from recurra.data.batch import Batch
 from recurra.errors import UsageError
 from recurra.learn.base import Carry, Cost, Learnable, Learner, add_gradients, learnt, restarted, why_not_stepwise
 from recurra.learn.influence import flat, unflat
-from recurra.state import State, detach
+from recurra.state import detach
 
 
 @final
@@ -46,13 +46,10 @@ class DNI(Learner):
     def start(self, task: Learnable, batch: Batch) -> Carry:
         state = restarted(task, batch, task.model.initial_state(batch.rows))
         size = flat(state).shape[1]
-        return Carry(state, flat(state).new_zeros(size, size + 1))
-
-    def state(self, carry: Carry) -> State:
-        return carry.rows
+        return Carry(state, shared=flat(state).new_zeros(size, size + 1))
 
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
-        state, guess, total = carry.rows, carry.shared, torch.zeros(())
+        state, guess, total = carry.state, carry.shared, torch.zeros(())
         parameters = learnt(task)
         for part in batch.windows(self.window):
             begun = flat(restarted(task, part, state))
@@ -69,7 +66,7 @@ class DNI(Learner):
                 begun.backward(found[0])
             guess = self._corrected(guess, before.detach(), found[0])
             state, total = detach(after), total + share.detach()
-        return total, Carry(detach(state), guess)
+        return total, Carry(detach(state), shared=guess)
 
     def _corrected(self, guess: Tensor, states: Tensor, came: Tensor) -> Tensor:
         seen = torch.cat([states, states.new_ones(len(states), 1)], 1)

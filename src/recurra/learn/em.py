@@ -59,12 +59,12 @@ class EM(Learner):
 
     def start(self, task: Learnable, batch: Batch) -> Carry:
         state = detach(task.model.initial_state(batch.rows))
-        return Carry(state, self._anew(task, self._expected(cast(Any, task).observed(batch), batch, state)))
+        return Carry(state, shared=self._anew(task, self._expected(cast(Any, task).observed(batch), batch, state)))
 
     @torch.no_grad()
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         task.model.eval()
-        before, so_far = restarted(task, batch, carry.rows), carry.shared
+        before, so_far = restarted(task, batch, carry.state), carry.shared
         loss, after = task.loss(batch, before)
         one = cast(Any, task).observed(batch)
         sums = tmap(torch.add, so_far.sums, self._expected(one, batch, before))
@@ -72,7 +72,7 @@ class EM(Learner):
         if int(so_far.left) == 0:
             one.cell.maximise(sums, self.smoothing)
             so_far = self._anew(task, sums)
-        return loss, Carry(after, so_far)
+        return loss, Carry(after, shared=so_far)
 
     @staticmethod
     def _expected(one: Observed, batch: Batch, state: State) -> State:

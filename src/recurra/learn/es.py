@@ -48,14 +48,14 @@ class ES(Learner):
         return why_not_together(task, batch, self.together)
 
     def start(self, task: Learnable, batch: Batch) -> Carry:
-        return Carry(detach(task.model.initial_state(batch.rows)), Draws.begin(batch))
+        return Carry(detach(task.model.initial_state(batch.rows)), shared=Draws.begin(batch))
 
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         draws = carry.shared
-        slope = self._slope(task, batch, carry.rows, draws)
+        slope = self._slope(task, batch, carry.state, draws)
         add_gradients(learnt(task), parts(task, slope))
-        loss, state = after(task, batch, carry.rows, draws)
-        return loss, Carry(state, draws.next())
+        loss, state = after(task, batch, carry.state, draws)
+        return loss, Carry(state, shared=draws.next())
 
     def _slope(self, task: Learnable, batch: Batch, state: State, draws: Draws) -> Tensor:
         """The estimate [P]."""

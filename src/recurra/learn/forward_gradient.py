@@ -43,16 +43,13 @@ class ForwardGradient(Learner):
     def start(self, task: Learnable, batch: Batch) -> Carry:
         return Carry(detach(task.model.initial_state(batch.rows)))
 
-    def state(self, carry: Carry) -> State:
-        return carry.rows
-
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         pure, parameters = Pure(task), learnt(task)
         weights = {name: one.detach() for name, one in parameters.items()}
         draw = torch.Generator().manual_seed((self.seed * 1_000_003 + batch.step) % 2**63)
 
         def loss(weights: dict[str, Tensor]) -> tuple[Tensor, State]:
-            return pure.with_weights(weights, batch, carry.rows, anew=True)
+            return pure.with_weights(weights, batch, carry.state, anew=True)
 
         for _ in range(self.directions):
             along = {name: torch.randn(one.shape, generator=draw).to(one) for name, one in weights.items()}

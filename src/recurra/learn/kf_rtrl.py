@@ -49,7 +49,7 @@ class KFRTRL(Learner):
         return why_not_stepwise(task, batch) or local.why_not(task, batch) or _why_not_plain(task)
 
     def cost(self, task: Learnable, batch: Batch) -> Cost:
-        kept = sum(part.numel() for part in leaves(self.start(task, batch).rows[1:]))
+        kept = sum(part.numel() for part in leaves(self.start(task, batch).traces))
         units = next(iter(local.cores(task.model).values())).output_size
         return Cost(2 * 4 * kept, batch.rows * units**3)
 
@@ -58,11 +58,11 @@ class KFRTRL(Learner):
         (seen,) = Eye(task, {})(next(iter(steps(batch))), state).cells
         inputs = torch.cat([one.x for one in seen.products], 1)
         units = seen.before[0].shape[1]
-        return Carry((state, torch.zeros_like(inputs), inputs.new_zeros(batch.rows, units, units)))
+        return Carry(state, (torch.zeros_like(inputs), inputs.new_zeros(batch.rows, units, units)))
 
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
-        state = restarted(task, batch, carry.rows[0])
-        u, b = forgotten(batch, carry.rows[1:])
+        state = restarted(task, batch, carry.state)
+        u, b = forgotten(batch, carry.traces)
         eye, total = Eye(task, {}), torch.zeros(())
         draw = torch.Generator().manual_seed((self.seed * 1_000_003 + batch.step) % 2**63)
         for step in steps(batch):
@@ -72,7 +72,7 @@ class KFRTRL(Learner):
             signs = (torch.randint(0, 2, (2, step.rows), generator=draw) * 2 - 1).to(u)
             u, b = _rolled(seen.cells[0], u, b, signs)
             state, total = detach(seen.after), total + seen.loss.detach()
-        return total, Carry((state, u, b))
+        return total, Carry(state, (u, b))
 
 
 def _why_not_plain(task: Learnable) -> str | None:

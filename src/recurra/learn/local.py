@@ -305,14 +305,14 @@ def start(task: Learnable, batch: Batch) -> Carry:
     """The carry of a learner of this kind before the first batch, its traces nothing."""
     state = restarted(task, batch, task.model.initial_state(batch.rows))
     first = next(iter(steps(batch)))
-    return Carry((state, tuple(nothing(cell) for cell in Eye(task, {})(first, state).cells)))
+    return Carry(state, tuple(nothing(cell) for cell in Eye(task, {})(first, state).cells))
 
 
 def learn(
     task: Learnable, batch: Batch, carry: Carry, through_itself: bool, feedback: dict[int, Tensor]
 ) -> tuple[Tensor, Carry]:
     """Go with a batch step by step, adding to `.grad`."""
-    state, traces = carry.rows
+    state, traces = carry.state, carry.traces
     state, traces = restarted(task, batch, state), forgotten(batch, traces)
     eye, total = Eye(task, feedback), torch.zeros(())
     for step in steps(batch):
@@ -323,12 +323,12 @@ def learn(
             rolled(own, cell, slopes(cell, through_itself)) for own, cell in zip(traces, seen.cells, strict=True)
         )
         state, total = detach(seen.after), total + seen.loss.detach()
-    return total, Carry((state, traces), carry.shared)
+    return total, Carry(state, traces, carry.shared)
 
 
 def cost(task: Learnable, batch: Batch) -> Cost:
     """What the traces take."""
-    numbers = sum(part.numel() for part in leaves(start(task, batch).rows[1]))
+    numbers = sum(part.numel() for part in leaves(start(task, batch).traces))
     return Cost(2 * 4 * numbers, 2 * numbers)
 
 

@@ -74,19 +74,19 @@ class PSO(Learner):
         away[0] = 0
         positions = here + self.spread * away
         swarm = Swarm(draws, positions, torch.zeros_like(positions), positions.clone())
-        return Carry(detach(task.model.initial_state(batch.rows)), swarm)
+        return Carry(detach(task.model.initial_state(batch.rows)), shared=swarm)
 
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         swarm, before = carry.shared, vector(task)
         both, width = torch.cat([swarm.positions, swarm.bests]), side_by_side(task, self.together)
-        now, then = losses(task, batch, carry.rows, both, swarm.draws, width).view(2, -1)
+        now, then = losses(task, batch, carry.state, both, swarm.draws, width).view(2, -1)
         bests = torch.where((now < then)[:, None], swarm.positions, swarm.bests)
         best = bests[torch.minimum(now, then).argmin()]
         put(task, best)
-        loss, state = after(task, batch, carry.rows, swarm.draws)
+        loss, state = after(task, batch, carry.state, swarm.draws)
         if not math.isfinite(float(loss)):  # the loop leaves out this update, and the model has to be as it was
             put(task, before)
-        return loss, Carry(state, self._moved(swarm._replace(bests=bests), best))
+        return loss, Carry(state, shared=self._moved(swarm._replace(bests=bests), best))
 
     def _moved(self, swarm: Swarm, best: Tensor) -> Swarm:
         """The swarm one step on."""

@@ -92,18 +92,18 @@ class Ridge(Learner):
         features, outputs = one.features.shape[1], one.targets.shape[1]
         left = torch.tensor(cast(Any, task).steps_per_epoch(), device=one.features.device)
         sums = Sums(left, zeros(), zeros(features), zeros(outputs), zeros(features, features), zeros(features, outputs))
-        return Carry(state, sums)
+        return Carry(state, shared=sums)
 
     @torch.no_grad()
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         task.model.eval()  # no noise in what is solved
-        before, sums = restarted(task, batch, carry.rows), carry.shared
+        before, sums = restarted(task, batch, carry.state), carry.shared
         if int(sums.left) > 0:
             one = cast(Any, task).regression(batch, before)
             sums = _added(sums, one)
             self._solve(task, sums, one)
         loss, after = task.loss(batch, before)
-        return loss, Carry(after, sums)
+        return loss, Carry(after, shared=sums)
 
     def _solve(self, task: Learnable, sums: Sums, one: Regression) -> None:
         if not sums.xx.isfinite().all():

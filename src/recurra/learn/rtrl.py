@@ -61,10 +61,10 @@ class RTRL(Learner):
     def start(self, task: Learnable, batch: Batch) -> Carry:
         state = detach(task.model.initial_state(batch.rows))
         size, kept = flat(state).shape[1], recurrent(task, batch).values()
-        return Carry((state, tuple(one.new_zeros(batch.rows, size, one.numel()) for one in kept)))
+        return Carry(state, tuple(one.new_zeros(batch.rows, size, one.numel()) for one in kept))
 
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
-        state, influences = carry.rows
+        state, influences = carry.state, carry.traces
         parameters, total, kept = learnt(task), torch.zeros(()), recurrent(task, batch)
         state = restarted(task, batch, state)
         influences = choose(
@@ -79,7 +79,7 @@ class RTRL(Learner):
             add_gradients(parameters, direct)
             influences = carried_on(rows, still, influences)
             total = total + loss
-        return total, Carry((state, influences))
+        return total, Carry(state, influences)
 
 
 def carried_on(rows: Rows, weights: dict[str, Tensor], influences: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

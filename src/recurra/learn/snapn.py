@@ -66,10 +66,10 @@ class SnApN(Learner):
         kept, size = recurrent(task, batch).values(), flat(state).shape[1]
         nothing = tuple(one.new_zeros(batch.rows, size, one.numel()) for one in kept)
         edges = flat(state).new_zeros(size, size, dtype=torch.bool)
-        return Carry((state, nothing), (edges, tuple(one[0].bool() for one in nothing)))
+        return Carry(state, nothing, (edges, tuple(one[0].bool() for one in nothing)))
 
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
-        (state, influences), (edges, at_once) = carry
+        state, influences, (edges, at_once) = carry
         state, influences = restarted(task, batch, state), forgotten(batch, influences)
         parameters, total = learnt(task), torch.zeros(())
         still = {name: one.detach() for name, one in recurrent(task, batch).items()}
@@ -86,7 +86,7 @@ class SnApN(Learner):
             add_gradients(parameters, direct)
             influences = tuple(one + own for one, own in zip(before, now, strict=True))
             total = total + loss
-        return total, Carry((state, influences), (edges, at_once))
+        return total, Carry(state, influences, (edges, at_once))
 
     def _reach(self, edges: Tensor, at_once: Tensor) -> Tensor:
         """What weights reach within n steps, boolean `[size, weights]`."""

@@ -47,7 +47,7 @@ class UORO(Learner):
 
     def supports(self, task: Learnable, batch: Batch) -> str | None:
         words = why_not_stepwise(task, batch)
-        if words is None and not recurrent(task, batch, task.model.initial_state(batch.rows)):
+        if words is None and not recurrent(task, batch):
             words = "no weight has a part in its state, so that there is nothing to carry on; take snap1 or bptt"
         return words
 
@@ -59,14 +59,14 @@ class UORO(Learner):
     def start(self, task: Learnable, batch: Batch) -> Carry:
         state = detach(task.model.initial_state(batch.rows))
         thetas = tuple(one.new_zeros(batch.rows, *one.shape) for one in recurrent(task, batch).values())
-        return Carry((state, torch.zeros_like(flat(state)), thetas))
+        return Carry(state, (torch.zeros_like(flat(state)), thetas))
 
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
-        state = restarted(task, batch, carry.rows[0])
+        state = restarted(task, batch, carry.state)
         parameters, total = learnt(task), torch.zeros(())
         kept = {name: one.detach() for name, one in recurrent(task, batch).items()}
         draw = torch.Generator().manual_seed((self.seed * 1_000_003 + batch.step) % 2**63)
-        states, thetas = choose(batch.fresh, _begun(task, batch, carry.rows[1], draw), carry.rows[1:])
+        states, thetas = choose(batch.fresh, _begun(task, batch, carry.traces[0], draw), carry.traces)
         for step in steps(batch):
             rows = Rows(task, step, state)
             loss, state, back, direct = gradients(task, step, state, parameters)
@@ -78,7 +78,7 @@ class UORO(Learner):
             by_weights, _ = rows.products(kept, signs)
             states, thetas = _rolled(rows.pushed(kept, states), thetas, signs, tuple(by_weights.values()))
             total = total + loss
-        return total, Carry((state, states, thetas))
+        return total, Carry(state, (states, thetas))
 
 
 def _begun(task: Learnable, batch: Batch, like: Tensor, draw: torch.Generator) -> tuple[Tensor, State]:
