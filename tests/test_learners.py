@@ -144,6 +144,26 @@ def test_rtrl_in_parts_is_bptt_of_the_whole_where_windows_of_bptt_are_not(cell: 
     assert apart(learnt(task, batch, BPTT(window=3))[0], whole) > 1e-3
 
 
+def test_the_influences_are_the_sensitivities_of_williams_and_zipser() -> None:
+    """p_ij^k(t+1) = f'(s_k(t)) [sum_l w_kl p_ij^l(t) + delta_ik z_j(t)], p(0) = 0, written out."""
+    task, batch = Toy("elman", units=3, embedding=None), tokens(rows=1, time=5)
+    _, carry = learnt(task, batch, RTRL())
+    weights = {name: one.detach().numpy() for name, one in task.model.core.named_parameters()}
+    w, v = weights["weight_hh"], weights["weight_ih"]
+    h, p = np.zeros(3), np.zeros((3, 3, 3 + WORDS))  # p[k, i, j]
+    for token in batch.inputs[0].tolist():
+        z = np.concatenate([h, np.eye(WORDS)[token]])
+        s = w @ h + v @ z[3:] + weights["bias_ih"] + weights["bias_hh"]
+        after = np.zeros_like(p)
+        for k, i, j in itertools.product(range(3), range(3), range(3 + WORDS)):
+            after[k, i, j] = (1 - np.tanh(s[k]) ** 2) * (sum(w[k, n] * p[n, i, j] for n in range(3)) + (i == k) * z[j])
+        h, p = np.tanh(s), after
+    kept = dict(zip(recurrent(task, batch), carry.traces, strict=True))
+    np.testing.assert_allclose(kept["core.weight_hh"][0].view(3, 3, 3).numpy(), p[:, :, :3], atol=1e-12)
+    np.testing.assert_allclose(kept["core.weight_ih"][0].view(3, 3, WORDS).numpy(), p[:, :, 3:], atol=1e-12)
+    assert np.abs(p[:, :, :3]).max() > 1e-2
+
+
 class Own(NamedTuple):
     h: Tensor
 
