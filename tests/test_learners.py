@@ -199,6 +199,11 @@ def test_diagonal_rtrl_is_bptt_where_no_unit_sees_another(monkeypatch: pytest.Mo
     assert RTRLDiagonal().supports(task, batch) is None
     whole = alive(learnt(task, batch, BPTT())[0])
     assert apart(learnt(task, batch, RTRLDiagonal())[0], whole) < 1e-10
+    exact, carry = learnt(task, batch, RTRL())
+    assert apart(exact, whole) < 1e-10 and all(
+        isinstance(one, local.Traces) for one in carry.traces
+    )  # chosen by itself
+    assert RTRL().cost(task, batch) == RTRLDiagonal().cost(task, batch)
     assert apart(learnt(task, batch, BPTT(window=1))[0], whole) > 1e-3
 
 

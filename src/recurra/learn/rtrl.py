@@ -38,8 +38,9 @@ class RTRL(Learner):
     before the step still. With weights that are held still the gradients of the steps add up to those of bptt over the whole
     sequence; where they change in between, M is a little out of date.
 
-    States of S numbers and P weights that they hang on: memory O(batch S P) and time O(batch S^2 P) a step, both without regard to
-    the length. No bias, no variance.
+    Where no unit sees another it is done as `rtrl-diagonal` does it, which is as exact and costs less. Else, for states of S numbers
+    and P weights that they hang on: memory O(batch S P) and time O(batch S^2 P) a step, both without regard to the length. No bias,
+    no variance.
 
     memory    GiB that M and what it is made of may take
     """
@@ -52,19 +53,19 @@ class RTRL(Learner):
         return why_not_stepwise(task, batch) or over_budget(self.cost(task, batch), self.memory, instead)
 
     def cost(self, task: Learnable, batch: Batch) -> Cost:
-        state = task.model.initial_state(batch.rows)
-        size = flat(state).shape[1]
-        weights = sum(one.numel() for one in recurrent(task, batch).values())
-        numbers = batch.rows * size * weights
-        return Cost(3 * numbers * 4, numbers * size)
+        return local.cost(task, batch) if why_not_diagonal(task, batch) is None else whole_cost(task, batch)
 
     def start(self, task: Learnable, batch: Batch) -> Carry:
+        if why_not_diagonal(task, batch) is None:
+            return local.start(task, batch)
         state = detach(task.model.initial_state(batch.rows))
         size, kept = flat(state).shape[1], recurrent(task, batch).values()
         return Carry(state, tuple(one.new_zeros(batch.rows, size, one.numel()) for one in kept))
 
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         state, influences = carry.state, carry.traces
+        if any(isinstance(one, local.Traces) for one in influences):
+            return local.learn(task, batch, carry, through_itself=True, feedback={})
         parameters, total, kept = learnt(task), torch.zeros(()), recurrent(task, batch)
         state = restarted(task, batch, state)
         influences = choose(
@@ -80,6 +81,13 @@ class RTRL(Learner):
             influences = carried_on(rows, still, influences)
             total = total + loss
         return total, Carry(state, influences)
+
+
+def whole_cost(task: Learnable, batch: Batch) -> Cost:
+    """What the whole of M takes."""
+    size = flat(task.model.initial_state(batch.rows)).shape[1]
+    numbers = batch.rows * size * sum(one.numel() for one in recurrent(task, batch).values())
+    return Cost(3 * numbers * 4, numbers * size)
 
 
 def carried_on(rows: Rows, weights: dict[str, Tensor], influences: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -109,12 +117,7 @@ class RTRLDiagonal(Learner):
 
     def supports(self, task: Learnable, batch: Batch) -> str | None:
         instead = "take fewer units or rows, or bptt with learner.window"
-        return (
-            why_not_stepwise(task, batch)
-            or local.why_not(task, batch)
-            or _why_not_elementwise(task, batch)
-            or over_budget(self.cost(task, batch), self.memory, instead)
-        )
+        return why_not_diagonal(task, batch) or over_budget(self.cost(task, batch), self.memory, instead)
 
     def cost(self, task: Learnable, batch: Batch) -> Cost:
         return local.cost(task, batch)
@@ -126,7 +129,11 @@ class RTRLDiagonal(Learner):
         return local.learn(task, batch, carry, through_itself=True, feedback={})
 
 
-def _why_not_elementwise(task: Learnable, batch: Batch) -> str | None:
+def why_not_diagonal(task: Learnable, batch: Batch) -> str | None:
+    """Why one number for each weight and field would not be exact for a task, in words; None where it is."""
+    words = why_not_stepwise(task, batch) or local.why_not(task, batch)
+    if words:
+        return words
     found = local.cores(task.model)
     if len(found) != 1:
         return (

@@ -27,7 +27,7 @@ from recurra.learn.base import (
 )
 from recurra.learn.influence import Rows, flat, plainly, recurrent
 from recurra.learn.local import cores
-from recurra.learn.rtrl import RTRL
+from recurra.learn.rtrl import whole_cost
 from recurra.state import State, detach, leaves, refill, tmap
 
 
@@ -58,7 +58,7 @@ class SnApN(Learner):
         return words or over_budget(self.cost(task, batch), self.memory, "take fewer units or rows, or snap1")
 
     def cost(self, task: Learnable, batch: Batch) -> Cost:
-        return RTRL().cost(task, batch)
+        return whole_cost(task, batch)
 
     def start(self, task: Learnable, batch: Batch) -> Carry:
         """The influences, and what was seen so far to reach what: which states come from which, and from which weights."""
