@@ -38,9 +38,9 @@ class RTRL(Learner):
     before the step still. With weights that are held still the gradients of the steps add up to those of bptt over the whole
     sequence; where they change in between, M is a little out of date.
 
-    Where no unit sees another it is done as `rtrl-diagonal` does it, which is as exact and costs less. Else, for states of S numbers
-    and P weights that they hang on: memory O(batch S P) and time O(batch S^2 P) a step, both without regard to the length. No bias,
-    no variance.
+    Where no unit sees another it is done as `rtrl-diagonal` does it, which is as exact and costs less. Else, for states of S
+    numbers and P weights that they hang on: memory O(batch S P) and time O(batch S^2 P) a step, both without regard to the length.
+    No bias, no variance.
 
     memory    GiB that M and what it is made of may take
     """
