@@ -432,11 +432,11 @@ def test_a_stream_of_an_orthogonal_network_computes_its_matrix_once(monkeypatch:
 def test_an_lru_starts_in_its_ring_and_shrinks_whatever_is_learnt() -> None:
     torch.manual_seed(0)
     cell = LRU(2, 500, r_min=0.8, r_max=0.95, max_phase=0.5)
-    radius, phase = (-cell.nu.exp()).exp(), cell.theta.exp()
+    radius, phase = (-cell.nu.detach().exp()).exp(), cell.theta.detach().exp()
     assert 0.8 <= float(radius.min()) < 0.81 and 0.94 < float(radius.max()) <= 0.95
     assert float(radius.median()) == pytest.approx(math.sqrt((0.8**2 + 0.95**2) / 2), abs=0.01)  # uniform in area
     assert 0 < float(phase.min()) and 0.45 < float(phase.max()) <= 0.5
-    torch.testing.assert_close(cell.gamma.exp(), (1 - radius**2).sqrt())
+    torch.testing.assert_close(cell.gamma.detach().exp(), (1 - radius**2).sqrt())
     with pytest.raises(recurra.UsageError, match=r"r_max=1\.5"):
         LRU(2, 3, r_max=1.5)
 
