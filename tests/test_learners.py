@@ -42,6 +42,7 @@ WORDS = 5
 SMOOTH = [
     name for name in CELLS if name not in ("window", "hmm", "reservoir")
 ]  # hmm: a whole model; reservoir: learns nothing
+APART = ["indrnn", "mingru", "minlstm", "lru", "sru"]  # cells whose units do not see each other
 UNITWISE = ["elman", "leaky", "lstm", "lstm-peephole", "lstm-coupled", "gru"]
 ONLINE = ["rtrl", "snap1", "snapn", "uoro", "kf-rtrl", "rflo", "eprop", "dni"]
 
@@ -207,9 +208,19 @@ def test_diagonal_rtrl_is_bptt_where_no_unit_sees_another(monkeypatch: pytest.Mo
     assert apart(learnt(task, batch, BPTT(window=1))[0], whole) > 1e-3
 
 
+@pytest.mark.parametrize("cell", APART)
+def test_diagonal_rtrl_is_bptt_for_every_cell_whose_units_are_apart(cell: str) -> None:
+    task, batch = Toy(cell, embedding=None), tokens(lengths=[7, 5, 0])
+    assert RTRLDiagonal().supports(task, batch) is None
+    whole = alive(learnt(task, batch, BPTT())[0])
+    assert apart(learnt(task, batch, RTRLDiagonal())[0], whole) < 1e-10
+    assert apart(learnt(task, batch, BPTT(window=1))[0], whole) > 1e-3
+
+
 def test_diagonal_rtrl_refuses_what_it_is_not_exact_for(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = tokens()
     assert "the units of Elman see each other" in str(RTRLDiagonal().supports(Toy(embedding=None), batch))
+    assert "belong to no single unit" in str(RTRLDiagonal().supports(Toy("qrnn", embedding=None), batch))
     assert "embed.kind=onehot" in str(RTRLDiagonal().supports(elementwise(monkeypatch), batch))
     deep = elementwise(monkeypatch, embedding=None, layers=2)
     assert "there are 2 layers" in str(RTRLDiagonal().supports(deep, batch))

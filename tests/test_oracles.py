@@ -432,7 +432,19 @@ def count(cell: Cell) -> int:
 def test_the_number_of_parameters_is_the_formula_of_the_docstring(name: str) -> None:
     formulas = re.findall(r"^ *Parameters: (.+)$", CELLS[name].__doc__ or "", re.MULTILINE)
     assert len(formulas) == 1, f"{CELLS[name].__name__} has {len(formulas)} lines of parameters in its docstring"
-    values = {"inputs": 7, "units": 6, "outputs": 6, "projection": 3, "window": 8}
+    values = {
+        "inputs": 7,
+        "units": 6,
+        "outputs": 6,
+        "projection": 3,
+        "window": 8,
+        "width": 2,
+        "rounds": 5,
+        "heads": 1,
+        "channels": 6,
+        "places": 1,
+        "kernel": 3,
+    }
     assert count(CELLS[name](7, 6)) == eval(formulas[0], {"__builtins__": {}}, values)  # type: ignore[call-arg]
 
 

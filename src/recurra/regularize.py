@@ -1,6 +1,6 @@
 """What keeps a network from learning its data by heart: noise in training, penalties on weights and activity, limits."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,16 +59,24 @@ def plain_name(name: str) -> str:
 
 
 def without_weight_drop(module: nn.Module) -> nn.Module:
-    """Take `weight_drop` off again, in place: each weight is its parameter. Returns the module."""
+    """Take `weight_drop` off again, in place, and what else weights are computed by: each is what it comes to outside training, and
+    a parameter. Returns the module."""
     for owner in [child for child in module.modules() if parametrize.is_parametrized(child)]:
         # Not `remove_parametrizations`: that alters the class of the module, which a deep copy shares with its original.
-        chains = cast(nn.ModuleDict, owner.parametrizations)
-        parameters = {name: cast(nn.Parameter, chain.original) for name, chain in chains.items()}
+        parameters = {name: _as_parameter(owner, name) for name in cast(nn.ModuleDict, owner.parametrizations)}
         del owner.parametrizations
         owner.__class__ = type(owner).__bases__[0]
         for name, parameter in parameters.items():
             owner.register_parameter(name, parameter)
     return module
+
+
+def _as_parameter(owner: nn.Module, name: str) -> nn.Parameter:
+    chain = cast(Any, owner.parametrizations)[name]
+    original: nn.Parameter = chain.original
+    if all(isinstance(one, _DropConnect) for one in chain):
+        return original
+    return nn.Parameter(getattr(owner, name).detach().clone(), requires_grad=original.requires_grad)
 
 
 def penalised(module: nn.Module) -> list[nn.Parameter]:

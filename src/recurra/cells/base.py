@@ -82,8 +82,10 @@ class Cell(nn.Module, ABC):
         if torch.compiler.is_exporting():
             return self._traced(xs, state, lengths)
         us, ys = self.project(xs), []
-        for t in range(xs.shape[1]):
-            y, after = self.step(tmap(lambda u, t=t: u[:, t], us), state)
+        # Taken apart at once: the gradient of each u[:, t] would be as large as the whole, and their sum quadratic in time.
+        slices = zip(*(u.unbind(1) for u in leaves(us)), strict=True)
+        for t, u in enumerate(slices):
+            y, after = self.step(refill(us, u), state)
             state = after if lengths is None else choose(lengths > t, after, state)
             ys.append(y)
         return (masked(torch.stack(ys, dim=1), lengths), state) if ys else (self._nothing(xs, state), state)

@@ -1,4 +1,4 @@
-"""Simple recurrent networks: Elman, whose hidden state comes back, and Jordan, whose output does."""
+"""Simple recurrent networks: Elman, whose hidden state comes back, Jordan, whose output does, and one whose units are apart."""
 
 from typing import Literal, NamedTuple, final
 
@@ -55,6 +55,41 @@ class Elman(Cell):
     def recurrence(self) -> tuple[str, tuple[Tensor, ...]] | None:
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         return (f"elman-{self.activation}", weights) if self.activation in FUSED else None
+
+
+@final
+class IndRNN(Cell):
+    """The independently recurrent network: each unit hears of the state itself alone; act is relu, tanh, logistic or identity.
+
+        h' = act(W x + u * h + b)
+
+    Output: h'
+    State: h [batch, units]
+    Parameters: units * (inputs + 2)
+    Reference: Li, Li, Cook, Zhu & Gao 2018, "Independently recurrent neural network (IndRNN)", arXiv:1803.04831
+
+    u starts uniform in [0, 1]. The paper keeps |u| in training within what lets a gradient through all T steps, 2^(1/T) for
+    relu; that is left to the learning rate and to clipping. What mixes the units is a second layer.
+    """
+
+    blocks = ("hidden",)
+
+    def __init__(self, input_size: int, hidden_size: int, *, activation: Activation = "relu") -> None:
+        super().__init__()
+        self.input_size, self.output_size, self.activation = input_size, hidden_size, activation
+        self.weight_ih = nn.Parameter(uniform_(input_size, hidden_size, input_size))
+        self.bias_ih = nn.Parameter(uniform_(input_size, hidden_size))
+        self.weight_u = nn.Parameter(torch.rand(hidden_size))
+
+    def initial_state(self, batch: int) -> ElmanState:
+        return ElmanState(self.bias_ih.new_zeros(batch, self.output_size))
+
+    def project(self, xs: Tensor) -> Tensor:
+        return F.linear(xs, self.weight_ih, self.bias_ih)
+
+    def step(self, u: Tensor, state: ElmanState) -> tuple[Tensor, ElmanState]:
+        h = ACTIVATIONS[self.activation](u + self.weight_u * state.h)
+        return h, ElmanState(h)
 
 
 class JordanState(NamedTuple):

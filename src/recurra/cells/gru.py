@@ -180,3 +180,55 @@ class MGU(Cell):
         gate = self.gates(u, state)
         h = (1 - gate.forget) * state.h + gate.forget * gate.candidate
         return h, GRUState(h)
+
+
+class LiGRUGates(NamedTuple):
+    """The gates of one step, [batch, units]: one in (0, 1), and the candidate, not negative."""
+
+    update: Tensor
+    candidate: Tensor
+
+
+@final
+class LiGRU(Cell):
+    """The light GRU: no reset gate, and a candidate without a ceiling. N(a) is a, shifted and scaled to mean 0 and variance 1:
+
+        z = sigmoid(N(W_z x) + U_z h)                   update gate: how much of the old state stays
+        n = relu(N(W_h x) + U_h h)                      candidate
+        h' = z * h + (1 - z) * n
+
+    Output: h'
+    State: h [batch, units]
+    Parameters: 2 * units * (inputs + units + 2)
+    Reference: Ravanelli, Brakel, Omologo & Bengio 2018, "Light gated recurrent units for speech recognition", arXiv:1803.10225
+
+    The paper normalises each unit over the batch. Here N is over the units of each block, with a learnt gain and shift: rows do
+    not see each other, and a step is the same in a stream. With `norm="none"`, N(W x) is W x + b and the parameters are fewer by
+    2 * units.
+    """
+
+    blocks = LiGRUGates._fields
+
+    def __init__(self, input_size: int, hidden_size: int, *, norm: Literal["layer", "none"] = "layer") -> None:
+        super().__init__()
+        self.input_size, self.output_size, self.norm = input_size, hidden_size, norm
+        add_weights(self, hidden_size, input_size, hidden_size, "bias_ih")
+        self.gain_ih = nn.Parameter(self.bias_ih.new_ones(2 * hidden_size)) if norm == "layer" else None
+
+    def initial_state(self, batch: int) -> GRUState:
+        return GRUState(self.bias_ih.new_zeros(batch, self.output_size))
+
+    def project(self, xs: Tensor) -> Tensor:
+        if self.gain_ih is None:
+            return F.linear(xs, self.weight_ih, self.bias_ih)
+        by_block = F.linear(xs, self.weight_ih).unflatten(-1, (2, self.output_size))
+        return self.gain_ih * F.layer_norm(by_block, (self.output_size,)).flatten(-2) + self.bias_ih
+
+    def gates(self, u: Tensor, state: GRUState) -> LiGRUGates:
+        z, n = (u + F.linear(state.h, self.weight_hh)).chunk(2, dim=1)
+        return LiGRUGates(z.sigmoid(), n.relu())
+
+    def step(self, u: Tensor, state: GRUState) -> tuple[Tensor, GRUState]:
+        gate = self.gates(u, state)
+        h = gate.update * state.h + (1 - gate.update) * gate.candidate
+        return h, GRUState(h)

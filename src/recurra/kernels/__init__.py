@@ -160,6 +160,12 @@ def wanted() -> bool:
     return not _plain_only.holds()
 
 
+def may_take_another_way(*tensors: Tensor) -> bool:
+    """Whether a cell may compute these in another order than its loop: nobody is within `reference()`, and neither a tracer nor
+    a transform is looking, which follow the loop."""
+    return wanted() and not torch.compiler.is_compiling() and not _is_transformed(*tensors)
+
+
 def reference_is_asked_for() -> bool:
     """Whether anybody is within `reference()`, in this thread or another: quicker to ask than `wanted`."""
     return _plain_only._anywhere
