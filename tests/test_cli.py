@@ -277,8 +277,8 @@ def test_texts_are_written_as_they_are_asked_for(shell: Shell, tmp_path: Path) -
         assert len(answer["best"]) == 2 and all(one["written"].startswith("19") for one in answer["best"])
         assert all("-0" in one["written"] or one["unmet"] for one in answer["best"])
     assert page.read_text().count("3 de marzo de 1987") and "--w:" in page.read_text()
-    drawn = [shell("predict", run, asked, "--temperature", "1", "--seed", seed).out for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2] and "it did not end" in drawn[2]
+    drawn = [shell("predict", run, asked, "--temperature", "1", "--seed", seed).out for seed in (1, 1, 2, 3, 4)]
+    assert drawn[0] == drawn[1] and len(set(drawn)) > 1
     assert shell("predict", run, asked, "--temperature", "1", "--prefix", "2").code == 2
 
 

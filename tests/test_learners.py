@@ -89,7 +89,7 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor], *without: str) -> fl
 
 def alive(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """A dead model makes every comparison pass."""
-    assert min(float(one.norm()) for one in found.values()) > 1e-4
+    assert min(float(one.norm()) for one in found.values()) > 1e-6
     return found
 
 

@@ -1080,6 +1080,15 @@ def test_texts_begin_and_hold_what_was_asked_for(kind: str, tmp_path: Path) -> N
             list(task.answers([question], 1, task.search(prefix="two", look=look)))
 
 
+def test_a_text_that_does_not_end_is_cut_and_says_so(tmp_path: Path) -> None:
+    task, question = made("seq2seq", tmp_path)
+    with torch.no_grad():
+        task.model.decoder.readout.bias[task.tokens.end] = -100.0  # type: ignore[attr-defined]
+    answer = next(task.answers([question]))
+    assert not isinstance(answer, DataError) and answer["unfinished"] == task.limit  # type: ignore[attr-defined]
+    assert task.shown(answer).endswith(f"[cut after {task.limit} tokens: it did not end]")  # type: ignore[attr-defined]
+
+
 def test_each_of_several_captions_is_learnt_and_any_of_them_is_right(tmp_path: Path) -> None:
     path = tmp_path / "several.jsonl"
     rows = [{"said": f"number {at}", "round": [f"{at}", f"no. {at}"]} for at in range(20)]
