@@ -26,6 +26,7 @@ COMMANDS = [
     "evaluate",
     "predict",
     "check",
+    "probe",
     "demo",
     "recall",
     "embed",

@@ -314,6 +314,55 @@ def predict(
         raise DataError(f"{len(problems)} inputs were passed over: {'; '.join(problems[:10])}{more}")
 
 
+@app.command("probe")
+def probe_run(
+    run: RunFolder,
+    given: Annotated[
+        str | None, typer.Argument(metavar="[TEXT | FILE]", help="What to read; else the validation data of the run.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a page (HTML) with figures here.")] = None,
+    shapes: Annotated[
+        bool, typer.Option("--shapes", help="The shapes of all tensors of a step, and nothing else.")
+    ] = False,
+    blank: Annotated[
+        bool, typer.Option("--blank", help="The shapes as a table to fill in, then the solution.")
+    ] = False,
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look inside a trained network: gradients through time, gates, Jacobians, what it expected, and the training.
+
+    Example: recurra probe runs/corpus "To be or not to be" --out report.html
+    """
+    from recurra import report
+    from recurra.storage import replace_file
+
+    _on_the_cpu("probe", device)
+    task = _loaded(run, "cpu", threads)
+    if shapes or blank:
+        if out is not None:
+            raise UsageError("--shapes and --blank print text, and --out is for the page; leave one of them out")
+        told = report.shapes(task, given)
+        if as_json:
+            _print_json(report.as_json(told))
+        else:
+            print("\n".join(told.lines(blank)))
+        return
+    found = report.examine(task, run, given)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(out, report.page(found, f"{run}").encode())
+    if as_json:
+        _print_json({"run": str(run), **report.as_json(found), "page": str(out) if out else None})
+        return
+    print("\n".join(report.lines(found)))
+    if out is not None and not quiet:
+        print(f"figures are in {out}")
+
+
 @app.command()
 def check(
     task: TaskName,

@@ -62,17 +62,22 @@ def watched(model: nn.Module, most: float | None = None) -> Iterator[Watched]:
     cells = [module for module in model.modules() if isinstance(module, Cell)]
     cores = [cell for cell in cells if not any(isinstance(part, Cell) for part in list(cell.modules())[1:])]
     seen = Watched([], [], [])
-    for cell in cells:
-        vars(cell)["loop"] = _noting_runs(cell, seen)
-    for cell in cores:
-        vars(cell)["step"] = _noting_steps(cell, seen, most)
+    runs = [(cell, "loop", _noting_runs(cell, seen)) for cell in cells]
+    with in_place([*runs, *((cell, "step", _noting_steps(cell, seen, most)) for cell in cores)]):
+        yield seen
+
+
+@contextmanager
+def in_place(methods: Sequence[tuple[Cell, str, Callable[..., Any]]]) -> Iterator[None]:
+    """Within this context cells run their plain loop, and have these methods in place of their own of the same name."""
+    for cell, name, method in methods:
+        vars(cell)[name] = method
     try:
         with kernels.reference():
-            yield seen
+            yield
     finally:
-        for cell in cells:
-            vars(cell).pop("loop", None)
-            vars(cell).pop("step", None)
+        for cell, name, _ in methods:
+            vars(cell).pop(name, None)
 
 
 def _noting_runs(cell: Cell, seen: Watched) -> Callable[..., tuple[Tensor, State]]:
