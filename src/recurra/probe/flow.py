@@ -83,7 +83,7 @@ def flow(seen: Record, *, most: int = MOST, needed: int | None = None) -> Flow:
     for track, name in fields:
         norms = torch.stack([_norms(next(waiting), one[name], len(times)) for one in track.after], 2)
         layers.append(_layer(track, name, norms, times, count, needed))
-    return Flow(times, layers, _words(layers))
+    return Flow(times, layers, _words(layers, all(track.gates for track in seen.tracks)))
 
 
 def _norms(gradients: Tensor | None, like: Tensor, count: int) -> Tensor:
@@ -151,7 +151,7 @@ def _verdict(profile: np.ndarray, memory: int | None, needed: int) -> str:
     return "vanishing" if memory is not None and memory < needed else "healthy"
 
 
-def _words(layers: list[LayerFlow]) -> list[str]:
+def _words(layers: list[LayerFlow], gated: bool) -> list[str]:
     """A sentence for each cell, by the field that holds longest, and what to try."""
     by_cell: dict[str, list[LayerFlow]] = {}
     for one in layers:
@@ -160,8 +160,9 @@ def _words(layers: list[LayerFlow]) -> list[str]:
     words = [f"{one.name}: {_sentence(one)}" for one in best]
     verdicts = {one.verdict for one in best}
     if "vanishing" in verdicts:
+        other = "" if gated else "a gated cell (--cell lstm or gru), "
         words.append(
-            "What to try against vanishing: a gated cell (--cell lstm or gru), one that starts by remembering "
+            f"What to try against vanishing: {other}one that starts by remembering "
             "(--set model.init=chrono or keras), orthogonal recurrent weights (--set model.init=orthogonal), or a penalty on it "
             "(--set regularize.omega=1)."
         )

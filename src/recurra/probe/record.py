@@ -143,7 +143,7 @@ def losses_of(cell: Cell, xs: Tensor, targets: Tensor | None = None, lengths: Te
 def _noting(cell: Cell, runs: list[_Run]) -> list[tuple[Cell, str, Callable[..., Any]]]:
     """The methods that note what a cell does. A call of its loop begins a run; one that is stepped from outside has one run."""
     own: list[_Run] = []
-    gated = next((part for part in cell.modules() if isinstance(part, Cell) and hasattr(part, "gates")), None)
+    gated: Any = next((part for part in cell.modules() if isinstance(part, Cell) and hasattr(part, "gates")), None)
     plain_loop, plain_project, plain_step = cell.loop, cell.project, cell.step
     seen: list[Any] = []
     waiting: deque[State] = deque()
@@ -170,7 +170,9 @@ def _noting(cell: Cell, runs: list[_Run]) -> list[tuple[Cell, str, Callable[...,
         return us
 
     def step(u: State, state: State) -> tuple[Tensor, State]:
-        u = waiting.popleft()  # the same numbers as `u`: the gradient of one slice of many is as large as all of them
+        u = (
+            waiting.popleft() if waiting else u
+        )  # the same numbers; the gradient of one slice of many is as large as all
         if not any(leaf.requires_grad for leaf in leaves(state)):  # a network of fixed weights has gradients too
             state = tmap(lambda leaf: leaf.detach().requires_grad_(leaf.is_floating_point()), state)
         seen.clear()
