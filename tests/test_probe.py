@@ -180,6 +180,29 @@ def test_probing_leaves_a_model_as_it_was(name: str) -> None:
     ]
 
 
+def test_ways_through_a_bidirectional_layer_above_are_on_the_map_and_an_encoder_counts_from_its_own_end() -> None:
+    torch.manual_seed(9)
+    xs = torch.randn(1, STEPS, INPUTS, dtype=torch.float64)
+    low, high = Elman(INPUTS, UNITS).double(), Bidirectional(GRU(UNITS, UNITS), GRU(UNITS, UNITS)).double()
+    model = nn.ModuleList([low, high])
+    losses = lambda: high(low.unroll(xs, low.initial_state(1))[0])[0].square().sum(2)  # noqa: E731
+    seen = probe.record(model, losses)
+    found = next(one for one in probe.flow(seen).layers if one.name == "0")
+    states, _ = by_hand(low, xs)
+    above = high(torch.stack([one["h"] for one in states], 1))[0].square().sum(2)[0]
+    for t in range(STEPS):
+        for k in range(STEPS):
+            (slope,) = torch.autograd.grad(above[t], states[k]["h"], retain_graph=True)
+            assert found.map[t, k] == pytest.approx(float(slope.norm()), rel=1e-9)
+    for at, d in enumerate(found.distance):
+        pairs = [found.map[t, t - d] ** 2 for t in range(d, STEPS)]
+        assert found.profile[at] == pytest.approx(math.sqrt(np.mean(pairs)))
+    apart = next(one for one in probe.flow(seen, elsewhere=["0"]).layers if one.name == "0")
+    own = np.sqrt(np.mean(apart.map**2, 0))[::-1]
+    np.testing.assert_allclose(apart.profile, own)
+    assert not np.allclose(apart.profile, found.profile)
+
+
 def test_a_network_of_fixed_weights_has_gradients_too() -> None:
     cell, xs = one("elman")
     plain = probe.flow(probe.record(cell, probe.losses_of(cell, xs))).layers[0]

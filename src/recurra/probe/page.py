@@ -226,7 +226,11 @@ def _heat(values: np.ndarray, title: str, x: str, y: str) -> Any:
 def _laid_out(figure: Any) -> Any:
     legend = {"orientation": "h", "y": -0.3}
     figure.update_layout(
-        template="plotly_white", height=360, margin={"l": 50, "r": 10, "t": 40, "b": 50}, legend=legend
+        template="plotly_white",
+        colorway=COLOURS,
+        height=360,
+        margin={"l": 50, "r": 10, "t": 40, "b": 50},
+        legend=legend,
     )
     return figure
 
