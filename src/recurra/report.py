@@ -65,7 +65,7 @@ def examine(task: Task, folder: Path, given: str | None = None) -> Report:
     """
     reading = read_by(task, given)
     seen = probe.record(task.model, reading.losses)
-    flow = probe.flow(seen)
+    flow = probe.flow(seen, elsewhere=["encoder"] if isinstance(task, Writes) else [])
     by_cell = {one.name: one for one in flow.layers}
     strip, guesses = None, []
     if reading.written is not None:

@@ -1,7 +1,7 @@
 """How gradients flow back through time: their norms by step and by distance, and the lectures' sum, term by term."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +25,8 @@ MOST_BYTES = 2**30  # that the terms of the sum may take
 class LayerFlow(NamedTuple):
     """Gradients at one field of the state of one cell.
 
-    map        [t, k]: the norm of dL_t/ds_k, s_k the field after step k, NaN where s_k cannot reach L_t; over several rows the root
-               of the mean square
+    map        [t, k]: the norm of dL_t/ds_k, s_k the field after step k, NaN where s_k does not reach L_t; over several rows the
+               root of the mean square
     distance   [d]: steps between s_k and L_t; or to the cell's own end, where losses stand elsewhere than its steps
     profile    [d]: the norm at that distance, root of the mean square over all pairs
     decay      the factor by which the profile changes each step, fitted to its logarithm; NaN where there is nothing to fit
@@ -52,7 +52,7 @@ class Flow(NamedTuple):
     words: list[str]
 
 
-def flow(seen: Record, *, most: int = MOST, needed: int | None = None) -> Flow:
+def flow(seen: Record, *, most: int = MOST, needed: int | None = None, elsewhere: Sequence[str] = ()) -> Flow:
     """The norms of dL_t/ds_k for at most `most` losses, evenly spread, the last among them.
 
         dL_t/ds_k = dL_t/ds_t  prod_(j=k+1..t) ds_j/ds_(j-1)        (Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063, eq. 5)
@@ -63,6 +63,11 @@ def flow(seen: Record, *, most: int = MOST, needed: int | None = None) -> Flow:
     A network vanishes where less than 1 % is left after fewer than `needed` steps (half of the distances there are, at most 50,
     unless it is said), and explodes where a gradient grows to more than ten times what it was. Raises UsageError for `most`
     below 1.
+
+    Cells that do not go along with the losses are those with other numbers of steps, and those whose names begin with one of
+    `elsewhere`: the encoder of an encoder-decoder may by chance have as many. Their distances count from their own end. Of cells
+    that go along, a gradient may come from the other direction through a bidirectional layer above: the map shows it, the
+    profile, which is along the cell's own way, leaves it out.
     """
     if most < 1:
         raise UsageError(f"the gradients of {most} losses were asked for, wanted at least 1")
@@ -82,8 +87,8 @@ def flow(seen: Record, *, most: int = MOST, needed: int | None = None) -> Flow:
     layers = []
     for track, name in fields:
         norms = torch.stack([_norms(next(waiting), one[name], len(times)) for one in track.after], 2)
-        layers.append(_layer(track, name, norms, times, count, needed))
-    return Flow(times, layers, _words(layers))
+        layers.append(_layer(track, name, norms, times, _go_along(track, count, elsewhere), needed))
+    return Flow(times, layers, _words(layers, all(track.gates for track in seen.tracks)))
 
 
 def _norms(gradients: Tensor | None, like: Tensor, count: int) -> Tensor:
@@ -93,14 +98,19 @@ def _norms(gradients: Tensor | None, like: Tensor, count: int) -> Tensor:
     return gradients.double().flatten(2).norm(dim=2)
 
 
-def _layer(track: Track, field: str, norms: Tensor, times: np.ndarray, count: int, needed: int | None) -> LayerFlow:
+def _go_along(track: Track, count: int, elsewhere: Sequence[str]) -> bool:
+    """Whether the steps of a cell are those of the losses."""
+    return count == track.steps and count > 1 and not track.name.startswith(tuple(elsewhere))
+
+
+def _layer(track: Track, field: str, norms: Tensor, times: np.ndarray, along: bool, needed: int | None) -> LayerFlow:
     """`norms` [t, rows, steps], as the cell went."""
     if track.backwards:
         norms = torch.stack([track.in_order(one) for one in norms])
-    squares, apart = norms.square().numpy(), _distances(track, times, count)
+    squares, (apart, inside) = norms.square().numpy(), _distances(track, times, along)
     real = apart >= 0
-    pairs = real.sum(1)
-    map_ = np.sqrt(np.divide((squares * real).sum(1), pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0))
+    pairs = np.where((inside & (real | (squares > 0))).any(1), inside.sum(1), 0)
+    map_ = np.sqrt(np.divide((squares * inside).sum(1), pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0))
     numbers = np.bincount(apart[real])
     sums = np.bincount(apart[real], weights=squares[real])
     distance = np.flatnonzero(numbers)
@@ -111,21 +121,22 @@ def _layer(track: Track, field: str, norms: Tensor, times: np.ndarray, count: in
     return LayerFlow(track.name, field, map_, distance, profile, decay, memory, verdict)
 
 
-def _distances(track: Track, times: np.ndarray, count: int) -> np.ndarray:
-    """Steps from each step of the cell to each loss, [t, rows, steps] in the order of the sequence; -1 where there is no way, or
-    past a row's end."""
+def _distances(track: Track, times: np.ndarray, along: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Steps from each step of the cell to each loss, [t, rows, steps] in the order of the sequence, -1 where there is no way along
+    the cell; and which of these pairs are before the row's end, bool."""
     rows = len(next(iter(track.after[0].values())))
     lengths = np.full(rows, track.steps) if track.lengths is None else track.lengths.numpy()
     at = np.arange(track.steps)
-    inside = at < lengths[:, None]
-    if count == track.steps and count > 1:
+    shape = (len(times), rows, track.steps)
+    inside = np.broadcast_to(at < lengths[:, None], shape)
+    if along:
         apart = (times[:, None] - at) * (-1 if track.backwards else 1)
-        apart = np.broadcast_to(apart[:, None], (len(times), rows, track.steps))
+        apart = np.broadcast_to(apart[:, None], shape)
         inside = inside & (times[:, None] < lengths)[:, :, None]
     else:
-        own = np.broadcast_to(at, inside.shape) if track.backwards else lengths[:, None] - 1 - at
-        apart = np.broadcast_to(own, (len(times), rows, track.steps))
-    return np.where(inside, np.maximum(apart, -1), -1)
+        own = np.broadcast_to(at, shape[1:]) if track.backwards else lengths[:, None] - 1 - at
+        apart = np.broadcast_to(own, shape)
+    return np.where(inside, np.maximum(apart, -1), -1), inside
 
 
 def _decay(distance: np.ndarray, profile: np.ndarray) -> float:
@@ -151,7 +162,7 @@ def _verdict(profile: np.ndarray, memory: int | None, needed: int) -> str:
     return "vanishing" if memory is not None and memory < needed else "healthy"
 
 
-def _words(layers: list[LayerFlow]) -> list[str]:
+def _words(layers: list[LayerFlow], gated: bool) -> list[str]:
     """A sentence for each cell, by the field that holds longest, and what to try."""
     by_cell: dict[str, list[LayerFlow]] = {}
     for one in layers:
@@ -160,8 +171,9 @@ def _words(layers: list[LayerFlow]) -> list[str]:
     words = [f"{one.name}: {_sentence(one)}" for one in best]
     verdicts = {one.verdict for one in best}
     if "vanishing" in verdicts:
+        other = "" if gated else "a gated cell (--cell lstm or gru), "
         words.append(
-            "What to try against vanishing: a gated cell (--cell lstm or gru), one that starts by remembering "
+            f"What to try against vanishing: {other}one that starts by remembering "
             "(--set model.init=chrono or keras), orthogonal recurrent weights (--set model.init=orthogonal), or a penalty on it "
             "(--set regularize.omega=1)."
         )

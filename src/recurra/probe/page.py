@@ -14,11 +14,8 @@ from recurra.probe.jacobians import Jacobians
 from recurra.probe.strip import Strip
 from recurra.probe.training import Training
 
-MOST_COLUMNS, MOST_UNITS, MOST_POINTS = (
-    250,
-    64,
-    2000,
-)  # of a heat map and a line: a page is looked at, not computed with
+MOST_COLUMNS, MOST_UNITS, MOST_POINTS = 250, 64, 2000  # of a heat map and a line, which are looked at
+MOST_MAPPED = 768  # units of all heat maps of gates together: the page stays small
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito 2008
 DASHES = ["solid", "dash", "dot", "dashdot"]
 SCALE = "Cividis"  # made for eyes that do not tell red from green (Nunez, Anderton & Renslow 2018)
@@ -63,9 +60,11 @@ def flow_section(found: Flow) -> Section:
 def gates_section(found: Sequence[Gates], followed: Sequence[Followed]) -> Section:
     """A heat map of each gate, and the units that follow something."""
     shown: list[Any] = []
+    maps = sum(len(cell.parts) for cell in found)
+    most = max(4, min(MOST_UNITS, MOST_MAPPED // max(1, maps)))
     for cell in found:
         for part in cell.parts:
-            units = part.values[0][:, :MOST_UNITS].T
+            units = part.values[0][:, :most].T
             shown.append(_heat(units, f"{cell.layer} {part.name}: the first {len(units)} units", "step", "unit"))
     return Section("Gates and states", [word for cell in found for word in cell.words], [_claims(followed), *shown])
 
@@ -227,7 +226,11 @@ def _heat(values: np.ndarray, title: str, x: str, y: str) -> Any:
 def _laid_out(figure: Any) -> Any:
     legend = {"orientation": "h", "y": -0.3}
     figure.update_layout(
-        template="plotly_white", height=360, margin={"l": 50, "r": 10, "t": 40, "b": 50}, legend=legend
+        template="plotly_white",
+        colorway=COLOURS,
+        height=360,
+        margin={"l": 50, "r": 10, "t": 40, "b": 50},
+        legend=legend,
     )
     return figure
 

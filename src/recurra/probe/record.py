@@ -170,7 +170,9 @@ def _noting(cell: Cell, runs: list[_Run]) -> list[tuple[Cell, str, Callable[...,
         return us
 
     def step(u: State, state: State) -> tuple[Tensor, State]:
-        u = waiting.popleft()  # the same numbers as `u`: the gradient of one slice of many is as large as all of them
+        u = (
+            waiting.popleft() if waiting else u
+        )  # the same numbers; the gradient of one slice of many is as large as all
         if not any(leaf.requires_grad for leaf in leaves(state)):  # a network of fixed weights has gradients too
             state = tmap(lambda leaf: leaf.detach().requires_grad_(leaf.is_floating_point()), state)
         seen.clear()
