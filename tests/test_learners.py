@@ -89,7 +89,7 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor], *without: str) -> fl
 
 def alive(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """A dead model makes every comparison pass."""
-    assert min(float(one.norm()) for one in found.values()) > 1e-6
+    assert min(float(one.norm()) for one in found.values()) > 1e-4
     return found
 
 
@@ -103,9 +103,7 @@ def test_rtrl_adds_up_to_bptt(cell: str, layers: int) -> None:
     task, batch = Toy(cell, layers=layers), tokens(lengths=[7, 5, 0])
     with torch.no_grad():
         for one in task.model.core.parameters():
-            one.add_(
-                0.3 * torch.randn_like(one)
-            )  # where small numbers meet, hardly anything comes through at the start
+            one.mul_(3)  # where factors of small numbers meet, hardly anything comes through at the start
     whole = alive(learnt(task, batch, BPTT())[0])
     assert apart(learnt(task, batch, RTRL())[0], whole) < 1e-10
 

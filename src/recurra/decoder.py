@@ -52,7 +52,7 @@ class Decoder(nn.Module):
 
     With `feed`, the cell reads [x_t; a_{t-1}] (input feeding). Without attention a_t = h_t, and all that it knows of the source is
     where it starts (Sutskever, Vinyals & Le 2014, arXiv:1409.3215). It starts from the memory's summary, by a layer of its own
-    (the bridge): every field of the cell's state is tanh(B summary). With `tied`, a_t has the size of the embedding and the
+    (the bridge): every floating field of the state is tanh(B summary). With `tied`, a_t has the size of the embedding and the
     readout the embedding's matrix (Press & Wolf 2017, arXiv:1608.05859).
 
     With `copy` it may take a token of the source for the next one (pointer-generator; See, Liu & Manning 2017, arXiv:1704.04368,

@@ -83,7 +83,7 @@ class SLSTM(Cell):
         forget = torch.where(state.n == 0, kept - kept, kept - m).exp()
         input = (gate.log_input - m).exp()
         c = forget * state.c + input * gate.candidate
-        n = forget * state.n + input
+        n = forget * state.n.abs() + input  # a start that is learnt may lie below zero, where h would have no bounds
         h = gate.output * c / n
         return h, ScalarState(h, c, n, m)
 
