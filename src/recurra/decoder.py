@@ -15,7 +15,7 @@ from recurra.decode import generate
 from recurra.errors import UsageError
 from recurra.recurrent import at_the_end
 from recurra.regularize import locked_mask
-from recurra.state import State, choose, leaves, masked, take, tmap, within
+from recurra.state import State, choose, flat, masked, take, tmap, unflat, within
 
 
 class Memory(NamedTuple):
@@ -79,8 +79,7 @@ class Decoder(nn.Module):
             raise UsageError("to copy from the source it has to be looked at; take an attention")
         self.embedding, self.core, self.attention = embedding, core, attention
         self.feed, self.input_dropout, self.dropout = feed, input_dropout, dropout
-        self.shapes = [leaf.shape[1:] for leaf in leaves(core.initial_state(0)) if leaf.is_floating_point()]
-        self.bridge = nn.Linear(memory_size, sum(shape.numel() for shape in self.shapes))
+        self.bridge = nn.Linear(memory_size, flat(core.initial_state(1)).shape[1])
         self.vector_size = embedding.embedding_dim if tied else core.output_size
         seen = core.output_size + (0 if attention is None else attention.output_size)
         self.together = nn.Linear(seen, self.vector_size) if attention is not None or tied else None
@@ -152,13 +151,8 @@ class Attending(Cell):
     def initial_state(self, batch: int) -> DecoderState:
         decoder = self.decoder
         summary = self._of_each(self.summary, batch).to(decoder.bridge.weight.dtype)
-        parts = torch.tanh(decoder.bridge(summary)).split([shape.numel() for shape in decoder.shapes], 1)
-        fields = iter([part.view(batch, *shape) for part, shape in zip(parts, decoder.shapes, strict=True)])
         weights = summary.new_zeros(batch, self.values.shape[1])
-        start = decoder.core.initial_state(batch)
-        core = tmap(
-            lambda leaf: next(fields) if leaf.is_floating_point() else leaf, start
-        )  # a counter starts as it does
+        core = unflat(decoder.core.initial_state(batch), torch.tanh(decoder.bridge(summary)))
         return DecoderState(core, summary.new_zeros(batch, decoder.vector_size), weights, weights)
 
     def project(self, xs: Tensor) -> Tensor:

@@ -17,6 +17,11 @@ def check_share(share: float, what: str) -> float:
     return share
 
 
+def seeded(seed: int, step: int) -> torch.Generator:
+    """What is drawn in a step of training beside torch's own random numbers: the same for the same seed and step."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
 def step_mask(like: Tensor, share: float) -> Tensor:
     """A mask of the shape of `like`, drawn anew for every entry: zero for a `share` of them, the rest scaled so that the
     mean stays."""

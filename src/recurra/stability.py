@@ -15,7 +15,8 @@ from torch.nn.utils import parametrize
 from recurra import kernels
 from recurra.cells import Cell
 from recurra.errors import UsageError
-from recurra.state import State, detach, leaves, masked, refill, tmap
+from recurra.regularize import seeded
+from recurra.state import State, detach, flat, floating, leaves, masked, tmap, unflat
 
 LEAST = 1e-20  # squared norm of a gradient below which nothing is said of its direction
 ROWS = 8  # rows of a batch that flossing looks at: exponents differ little from row to row
@@ -98,7 +99,7 @@ def _noting_steps(cell: Cell, seen: Watched, most: float | None) -> Callable[...
         y, after = plain(u, state)
         if torch._C._are_functorch_transforms_active() or not any(leaf.requires_grad for leaf in leaves(after)):
             return y, after
-        fields = list(_floating(after))
+        fields = list(floating(after))
         goes_on = any(leaf.requires_grad for leaf in leaves(state))
         noted = Step(cell, detach(u), detach(state), goes_on, [None] * len(fields))
         for place, field in enumerate(fields):
@@ -143,7 +144,7 @@ def omega(steps: Sequence[Step]) -> Tensor:
     for step in reached:
         if step.goes_on:
             by_cell.setdefault(step.cell, []).append(step)
-    none = next(_floating(reached[0].before)).new_zeros(()) if reached else torch.zeros(())
+    none = next(floating(reached[0].before)).new_zeros(()) if reached else torch.zeros(())
     total = sum((_omega_of(cell, its) for cell, its in by_cell.items()), none)
     if not reached or (by_cell and not total.requires_grad):
         raise UsageError(
@@ -156,9 +157,9 @@ def omega(steps: Sequence[Step]) -> Tensor:
 def _omega_of(cell: Cell, steps: Sequence[Step]) -> Tensor:
     u = tmap(lambda *parts: torch.cat(parts), *(step.u for step in steps))
     before = tmap(lambda *parts: torch.cat(parts), *(step.before for step in steps))
-    befores = [leaf.requires_grad_() for leaf in _floating(before)]
+    befores = [leaf.requires_grad_() for leaf in floating(before)]
     with _without_noise(cell), torch.enable_grad():
-        afters = list(_floating(cell.step(u, before)[1]))
+        afters = list(floating(cell.step(u, before)[1]))
         directions, counted = _directions(steps)
         known = [(after, one) for after, one in zip(afters, directions, strict=True) if after.requires_grad]
         ends, cotangents = zip(*known, strict=True) if known else ((), ())
@@ -174,7 +175,7 @@ def _directions(steps: Sequence[Step]) -> tuple[list[Tensor], Tensor]:
     """The gradients of all the steps, field by field `[steps * batch, ...]`, each row of all fields together of norm 1; and which
     rows had one, bool."""
     fields = []
-    for place, like in enumerate(_floating(steps[0].before)):
+    for place, like in enumerate(floating(steps[0].before)):
         parts = (step.gradients[place] for step in steps)
         rows = (next(leaves(step.before)).shape[0] for step in steps)
         filled = [
@@ -216,13 +217,13 @@ def lyapunov(
 
     Raises UsageError for a `k` that is not between 1 and the size of the state, and where no step is left to count.
     """
-    size = sum(leaf[0].numel() for leaf in _floating(cell.initial_state(1)))
+    size = sum(leaf[0].numel() for leaf in floating(cell.initial_state(1)))
     k = size if k is None else k
     if not 1 <= k <= size:
         raise UsageError(f"{k} Lyapunov exponents of a state of {size} numbers were asked for, wanted 1 to {size}")
     if not 0 <= warmup < xs.shape[1]:
         raise UsageError(f"warmup was {warmup} of {xs.shape[1]} steps, wanted at least 0 and a step after it")
-    floor = torch.finfo(next(_floating(state)).dtype).tiny
+    floor = torch.finfo(next(floating(state)).dtype).tiny
     q, logs = _frame(state, size, k), []
     with parametrize.cached():
         us = cell.project(masked(xs, lengths))
@@ -239,25 +240,21 @@ def lyapunov(
 
 def _frame(state: State, size: int, k: int) -> Tensor:
     """Orthonormal columns `[batch, size, k]`, the same for each row."""
-    like = next(_floating(state))
+    like = next(floating(state))
     drawn = torch.randn(size, k, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return torch.linalg.qr(drawn)[0].to(like).expand(like.shape[0], -1, -1)
 
 
 def _pushed(cell: Cell, u: State, state: State, q: Tensor) -> tuple[State, Tensor]:
     """The next state, and the Jacobian of its floating fields times the columns of `q`."""
-    fields = list(_floating(state))
-    after = cell.step(u, state)[1]
 
-    def next_fields(*given: Tensor) -> Tensor:
-        return _flat(_floating(cell.step(u, _with_floating(state, given))[1]))
+    def moved(values: Tensor) -> Tensor:
+        return flat(cell.step(u, unflat(state, values))[1])
 
     def along(column: Tensor) -> Tensor:
-        parts = column.split([field[0].numel() for field in fields], 1)
-        tangents = tuple(part.view_as(field) for part, field in zip(parts, fields, strict=True))
-        return cast(Tensor, torch.func.jvp(next_fields, tuple(fields), tangents)[1])
+        return cast(Tensor, torch.func.jvp(moved, (flat(state),), (column,))[1])
 
-    return after, torch.func.vmap(along, in_dims=2, out_dims=2)(q)
+    return cell.step(u, state)[1], torch.func.vmap(along, in_dims=2, out_dims=2)(q)
 
 
 def flossing(runs: Sequence[Run], k: int) -> Tensor:
@@ -311,7 +308,7 @@ def clip_units(parameters: Iterable[nn.Parameter], most: float, least: float = 1
 def add_noise(parameters: Iterable[nn.Parameter], eta: float, step: int, seed: int) -> None:
     """Add noise from N(0, eta / (1 + step)^0.55) to each entry of each gradient (Neelakantan et al. 2015, arXiv:1511.06807). It is
     a function of the seed and the step, drawn beside torch's own random numbers."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+    generator = seeded(seed, step)
     deviation = (eta / (1 + step) ** 0.55) ** 0.5
     for parameter in parameters:
         if parameter.grad is not None:
@@ -343,19 +340,6 @@ def _without_noise(cell: Cell) -> Iterator[None]:
         yield
     finally:
         cell.train(was_training)
-
-
-def _floating(state: State) -> Iterator[Tensor]:
-    return (leaf for leaf in leaves(state) if leaf.is_floating_point())
-
-
-def _with_floating(state: State, fields: Iterable[Tensor]) -> State:
-    waiting = iter(fields)
-    return refill(state, [next(waiting) if leaf.is_floating_point() else leaf for leaf in leaves(state)])
-
-
-def _flat(fields: Iterable[Tensor]) -> Tensor:
-    return torch.cat([field.flatten(1) for field in fields], 1)
 
 
 def _beside(rows: Tensor, like: Tensor) -> Tensor:

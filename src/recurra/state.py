@@ -52,6 +52,23 @@ def refill(like: State, tensors: Iterable[Tensor]) -> State:
     return tmap(lambda _: next(waiting), like)
 
 
+def floating(state: State) -> Iterator[Tensor]:
+    """The tensors of a state that are not whole numbers: whatever differentiates or perturbs a state takes these."""
+    return (leaf for leaf in leaves(state) if leaf.is_floating_point())
+
+
+def flat(state: State) -> Tensor:
+    """The floating fields of a state side by side, `[batch, size]`; there has to be one."""
+    return torch.cat([leaf.flatten(1) for leaf in floating(state)], 1)
+
+
+def unflat(like: State, values: Tensor) -> State:
+    """The state of the structure of `like` whose floating fields are `values` `[batch, size]`, the inverse of `flat`; the others
+    are `like`'s."""
+    parts = iter(values.split([leaf.shape[1:].numel() for leaf in floating(like)], 1))
+    return tmap(lambda leaf: next(parts).view(leaf.shape) if leaf.is_floating_point() else leaf, like)
+
+
 def detach(state: State) -> State:
     """The same numbers without their past: gradients stop here."""
     return tmap(lambda leaf: leaf.detach(), state)

@@ -8,8 +8,7 @@ from torch import Tensor
 from recurra.data.batch import Batch
 from recurra.errors import UsageError
 from recurra.learn.base import Carry, Cost, Learnable, Learner, add_gradients, learnt, restarted, why_not_stepwise
-from recurra.learn.influence import flat, unflat
-from recurra.state import detach
+from recurra.state import detach, flat, unflat
 
 
 @final

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
+from recurra import kernels
 from recurra.data.batch import Batch
 from recurra.errors import UsageError
 from recurra.learn.base import Carry, Cost, Learnable, Learner, add_gradients, learnt
-from recurra.learn.influence import Pure, plainly
-from recurra.state import State, detach, leaves
+from recurra.learn.influence import Pure
+from recurra.regularize import seeded
+from recurra.state import State, detach, floating
 
 
 @final
@@ -37,7 +39,7 @@ class ForwardGradient(Learner):
     def cost(self, task: Learnable, batch: Batch) -> Cost:
         weights = sum(one.numel() for one in learnt(task).values())
         state = task.model.initial_state(batch.rows)
-        size = sum(leaf.numel() for leaf in leaves(state) if leaf.is_floating_point())
+        size = sum(leaf.numel() for leaf in floating(state))
         return Cost(4 * (2 * weights + size), self.directions * 2 * batch.rows * weights)
 
     def start(self, task: Learnable, batch: Batch) -> Carry:
@@ -46,14 +48,14 @@ class ForwardGradient(Learner):
     def __call__(self, task: Learnable, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         pure, parameters = Pure(task), learnt(task)
         weights = {name: one.detach() for name, one in parameters.items()}
-        draw = torch.Generator().manual_seed((self.seed * 1_000_003 + batch.step) % 2**63)
+        draw = seeded(self.seed, batch.step)
 
         def loss(weights: dict[str, Tensor]) -> tuple[Tensor, State]:
             return pure.with_weights(weights, batch, carry.state, anew=True)
 
         for _ in range(self.directions):
             along = {name: torch.randn(one.shape, generator=draw).to(one) for name, one in weights.items()}
-            with plainly(), torch.no_grad():
+            with kernels.reference(), torch.no_grad():
                 found: Any = jvp(loss, (weights,), (along,), has_aux=True)
                 value, slope, after = found
             add_gradients(parameters, {name: one * (slope / self.directions) for name, one in along.items()})

@@ -1,8 +1,5 @@
 """How the state after a step hangs on the state before it and on the parameters, for any model: by function transforms."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
@@ -10,21 +7,9 @@ from torch.func import functional_call, jacrev, jvp, vjp, vmap
 from recurra import kernels
 from recurra.data.batch import Batch
 from recurra.learn.base import Learnable, learnt, restarted
-from recurra.state import State, detach, leaves, tmap
+from recurra.state import State, detach, flat, floating, tmap, unflat
 
 ALL_FRESH = torch.ones(1, dtype=torch.bool)
-
-
-def flat(state: State) -> Tensor:
-    """The floating fields of a state side by side, `[batch, size]`. Raises StopIteration where there are none."""
-    return torch.cat([leaf.flatten(1) for leaf in leaves(state) if leaf.is_floating_point()], 1)
-
-
-def unflat(like: State, values: Tensor) -> State:
-    """The state of the structure of `like` whose floating fields are `values`, the inverse of `flat`; others are `like`'s."""
-    sizes = [leaf[0].numel() for leaf in leaves(like) if leaf.is_floating_point()]
-    parts = iter(values.split(sizes, 1))
-    return tmap(lambda leaf: next(parts).view(leaf.shape) if leaf.is_floating_point() else leaf, like)
 
 
 class Pure(nn.Module):
@@ -64,7 +49,7 @@ class Rows:
     def jacobians(self, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Of the state after the step, for each row: by the weights `[batch, size, *shape]`, and by the state before it
         `[batch, size, size]` (rows after, columns before)."""
-        with plainly():
+        with kernels.reference():
             each = vmap(jacrev(self.after, argnums=(0, 1)), in_dims=(None, 0, 0), randomness="different")
             return each(weights, flat(self.state), self.data)
 
@@ -75,7 +60,7 @@ class Rows:
             back = vjp(lambda weights, values: self.after(weights, values, data), weights, values)[1]
             return back(left)
 
-        with plainly():
+        with kernels.reference():
             return vmap(product, randomness="different")(flat(self.state), self.data, left)
 
     def pushed(self, weights: dict[str, Tensor], right: Tensor) -> Tensor:
@@ -84,7 +69,7 @@ class Rows:
         def product(values: Tensor, data: State, right: Tensor) -> Tensor:
             return jvp(lambda values: self.after(weights, values, data), (values,), (right,))[1]
 
-        with plainly():
+        with kernels.reference():
             return vmap(product, randomness="different")(flat(self.state), self.data, right)
 
 
@@ -117,19 +102,12 @@ def begun(task: Learnable, weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
     return tuple(torch.stack([one.flatten() for one in column]) for column in zip(*each, strict=True))
 
 
-@contextmanager
-def plainly() -> Iterator[None]:
-    """Within this context cells run their plain loops, which every transform can look into."""
-    with kernels.reference():
-        yield
-
-
 def recurrent(task: Learnable, batch: Batch) -> dict[str, Tensor]:
     """The parameters on which the state after a step hangs, that it began from too: the readout is none of them."""
     parameters = learnt(task)
-    with torch.enable_grad(), plainly():
+    with torch.enable_grad(), kernels.reference():
         _, after = task.loss(next(iter(batch.windows(1))), task.model.initial_state(batch.rows))
-        reached = [leaf.sum() for leaf in leaves(after) if leaf.is_floating_point() and leaf.requires_grad]
+        reached = [leaf.sum() for leaf in floating(after) if leaf.requires_grad]
         if not reached:
             return {}
         found = torch.autograd.grad(torch.stack(reached).sum(), list(parameters.values()), allow_unused=True)

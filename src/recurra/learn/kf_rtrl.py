@@ -20,6 +20,7 @@ from recurra.learn.base import (
     why_not_stepwise,
 )
 from recurra.learn.local import Eye, Look, Seen
+from recurra.regularize import seeded
 from recurra.state import detach, leaves
 
 TINY = 1e-30  # keeps the scales finite where a factor is zero
@@ -64,7 +65,7 @@ class KFRTRL(Learner):
         state = restarted(task, batch, carry.state)
         u, b = forgotten(batch, carry.traces)
         eye, total = Eye(task, {}), torch.zeros(())
-        draw = torch.Generator().manual_seed((self.seed * 1_000_003 + batch.step) % 2**63)
+        draw = seeded(self.seed, batch.step)
         for step in steps(batch):
             seen = eye(step, state)
             if seen.loss.requires_grad:

@@ -12,8 +12,7 @@ what it does to itself through its own recurrent weight too (`snap1`); where uni
 (`rtrl-diagonal`).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -26,7 +25,8 @@ from torch.overrides import TorchFunctionMode
 from recurra.cells import Cell
 from recurra.data.batch import Batch
 from recurra.learn.base import Carry, Cost, Learnable, add_gradients, forgotten, learnt, restarted, steps, why_no_start
-from recurra.learn.influence import Pure, plainly
+from recurra.learn.influence import Pure
+from recurra.stability import in_place
 from recurra.state import State, detach, leaves, tmap
 
 
@@ -104,9 +104,8 @@ class _Watch(TorchFunctionMode):
         return out + tap
 
 
-@contextmanager
-def _recorded(cell: Cell, seen: Seen, watch: _Watch) -> Iterator[None]:
-    """Within this context the steps of the cell leave what they did in `seen`."""
+def _recorded(cell: Cell, seen: Seen, watch: _Watch) -> Callable[..., Any]:
+    """The cell's step, which leaves what it did in `seen`."""
     step = cell.step
 
     def recorded(u: State, state: State) -> tuple[Tensor, State]:
@@ -116,11 +115,7 @@ def _recorded(cell: Cell, seen: Seen, watch: _Watch) -> Iterator[None]:
         seen.before, seen.after = tuple(leaves(state)), tuple(leaves(after))
         return y, after
 
-    cell.step = recorded  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del cell.step
+    return recorded
 
 
 class Eye:
@@ -149,12 +144,8 @@ class Eye:
         watch = _Watch({weight: seen[name] for weight, name in self.matrices.items()}, self.feedback)
         state = tmap(lambda leaf: leaf.detach().requires_grad_(leaf.is_floating_point()), state)
         copies = {kind: copy for own in seen.values() for kind, copy in own.vectors.items()}
-        with ExitStack() as stack:
-            stack.enter_context(plainly())
-            stack.enter_context(torch.enable_grad())
-            for name, cell in self.cells.items():
-                stack.enter_context(_recorded(cell, seen[name], watch))
-            stack.enter_context(watch)
+        recorded = [(cell, "step", _recorded(cell, seen[name], watch)) for name, cell in self.cells.items()]
+        with in_place(recorded), torch.enable_grad(), watch:
             loss, after = Pure(self.task).with_weights(copies, step, state) if copies else self.task.loss(step, state)
         return Look(loss, after, tuple(seen.values()))
 

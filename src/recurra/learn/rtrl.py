@@ -20,8 +20,8 @@ from recurra.learn.base import (
     steps,
     why_not_stepwise,
 )
-from recurra.learn.influence import Rows, begun, flat, gradients, recurrent
-from recurra.state import choose, detach, tmap
+from recurra.learn.influence import Rows, begun, gradients, recurrent
+from recurra.state import choose, detach, flat, tmap
 
 
 @final

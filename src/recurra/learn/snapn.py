@@ -1,8 +1,7 @@
 """SnAp-n: real-time recurrent learning of what a weight does within n steps."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import final
+from collections.abc import Callable
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -25,10 +24,11 @@ from recurra.learn.base import (
     why_no_start,
     why_not_stepwise,
 )
-from recurra.learn.influence import Rows, flat, plainly, recurrent
+from recurra.learn.influence import Rows, recurrent
 from recurra.learn.local import cores
 from recurra.learn.rtrl import whole_cost
-from recurra.state import State, detach, leaves, refill, tmap
+from recurra.stability import in_place
+from recurra.state import State, detach, flat, leaves, refill, tmap
 
 
 @final
@@ -102,11 +102,8 @@ def _gradients(
     """The loss of one step, the state after it, and the gradients by this state `[batch, size]` and, in this step, by the
     parameters."""
     nudges: list[Tensor] = []
-    with ExitStack() as stack:
-        stack.enter_context(plainly())
-        stack.enter_context(torch.enable_grad())
-        for cell in cores(task.model).values():
-            stack.enter_context(_nudged(cell, nudges))
+    nudged = [(cell, "step", _nudged(cell, nudges)) for cell in cores(task.model).values()]
+    with in_place(nudged), torch.enable_grad():
         loss, after = task.loss(step, detach(state))
     wanted = [*nudges, *parameters.values()]
     if not loss.requires_grad:
@@ -117,10 +114,9 @@ def _gradients(
     return loss.detach(), detach(after), ahead, dict(zip(parameters, found[len(nudges) :], strict=True))
 
 
-@contextmanager
-def _nudged(cell: Cell, nudges: list[Tensor]) -> Iterator[None]:
-    """Within this context zeros, left in `nudges`, are added to the states that the cell's steps come to, so that gradients by
-    these states can be asked for."""
+def _nudged(cell: Cell, nudges: list[Tensor]) -> Callable[..., Any]:
+    """The cell's step with zeros, left in `nudges`, added to the state that it comes to, so that gradients by this state can be
+    asked for."""
     step = cell.step
 
     def nudged(u: State, state: State) -> tuple[Tensor, State]:
@@ -132,11 +128,7 @@ def _nudged(cell: Cell, nudges: list[Tensor]) -> Iterator[None]:
         said = next((new for new, old in zip(moved, fields, strict=True) if old is y), y)
         return said, refill(after, moved)
 
-    cell.step = nudged  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del cell.step
+    return nudged
 
 
 def _is_seen(task: Learnable, batch: Batch) -> bool:

@@ -18,8 +18,9 @@ from recurra.learn.base import (
     steps,
     why_not_stepwise,
 )
-from recurra.learn.influence import Rows, begun, flat, gradients, recurrent
-from recurra.state import State, choose, detach
+from recurra.learn.influence import Rows, begun, gradients, recurrent
+from recurra.regularize import seeded
+from recurra.state import State, choose, detach, flat
 
 TINY = 1e-30  # keeps the scales finite where a vector is zero
 
@@ -65,7 +66,7 @@ class UORO(Learner):
         state = restarted(task, batch, carry.state)
         parameters, total = learnt(task), torch.zeros(())
         kept = {name: one.detach() for name, one in recurrent(task, batch).items()}
-        draw = torch.Generator().manual_seed((self.seed * 1_000_003 + batch.step) % 2**63)
+        draw = seeded(self.seed, batch.step)
         states, thetas = choose(batch.fresh, _begun(task, batch, carry.traces[0], draw), carry.traces)
         for step in steps(batch):
             rows = Rows(task, step, state)

@@ -1,6 +1,5 @@
 """One pass through a model with its eyes open: what each cell was given and what became of its state, step by step."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from recurra.cells import Cell, Zoneout
 from recurra.errors import UsageError
 from recurra.recurrent import Bidirectional
 from recurra.stability import in_place
-from recurra.state import State, flipped, leaves, named, refill, tmap
+from recurra.state import State, flipped, leaves, named, tmap
 
 Losses = Callable[[], Tensor]  # runs the model once: the loss of each step [rows, steps], or of each row [rows, 1]
 
@@ -146,7 +145,6 @@ def _noting(cell: Cell, runs: list[_Run]) -> list[tuple[Cell, str, Callable[...,
     gated: Any = next((part for part in cell.modules() if isinstance(part, Cell) and hasattr(part, "gates")), None)
     plain_loop, plain_project, plain_step = cell.loop, cell.project, cell.step
     seen: list[Any] = []
-    waiting: deque[State] = deque()
 
     def run() -> _Run:
         if not own:
@@ -163,16 +161,9 @@ def _noting(cell: Cell, runs: list[_Run]) -> list[tuple[Cell, str, Callable[...,
 
     def project(xs: Tensor) -> State:
         run().xs.append(xs.detach())
-        us = plain_project(xs)
-        parts = zip(*(leaf.unbind(1) for leaf in leaves(us)), strict=True)
-        waiting.clear()
-        waiting.extend(refill(us, part) for part in parts)
-        return us
+        return plain_project(xs)
 
     def step(u: State, state: State) -> tuple[Tensor, State]:
-        u = (
-            waiting.popleft() if waiting else u
-        )  # the same numbers; the gradient of one slice of many is as large as all
         if not any(leaf.requires_grad for leaf in leaves(state)):  # a network of fixed weights has gradients too
             state = tmap(lambda leaf: leaf.detach().requires_grad_(leaf.is_floating_point()), state)
         seen.clear()
