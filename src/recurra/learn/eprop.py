@@ -7,7 +7,7 @@ from torch import Tensor
 from recurra.data.batch import Batch
 from recurra.errors import UsageError
 from recurra.learn import local
-from recurra.learn.base import MEMORY, Carry, Cost, Learnable, Learner, over_budget, why_not_stepwise
+from recurra.learn.base import MEMORY, Carry, Cost, Learnable, Learner
 from recurra.learn.feedback import feedback_of, random_feedback
 
 Feedback = Literal["symmetric", "random"]
@@ -38,12 +38,7 @@ class EProp(Learner):
         self.feedback, self.seed, self.memory = feedback, seed, memory
 
     def supports(self, task: Learnable, batch: Batch) -> str | None:
-        instead = "take fewer units or rows, or bptt with learner.window"
-        return (
-            why_not_stepwise(task, batch)
-            or local.why_not(task, batch)
-            or over_budget(self.cost(task, batch), self.memory, instead)
-        )
+        return local.refused(task, batch, self.memory)
 
     def cost(self, task: Learnable, batch: Batch) -> Cost:
         return local.cost(task, batch)

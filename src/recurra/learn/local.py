@@ -24,7 +24,19 @@ from torch.overrides import TorchFunctionMode
 
 from recurra.cells import Cell
 from recurra.data.batch import Batch
-from recurra.learn.base import Carry, Cost, Learnable, add_gradients, forgotten, learnt, restarted, steps, why_no_start
+from recurra.learn.base import (
+    Carry,
+    Cost,
+    Learnable,
+    add_gradients,
+    forgotten,
+    learnt,
+    over_budget,
+    restarted,
+    steps,
+    why_no_start,
+    why_not_stepwise,
+)
 from recurra.learn.influence import Pure
 from recurra.stability import in_place
 from recurra.state import State, detach, leaves, tmap
@@ -335,6 +347,12 @@ def _first_look(task: Learnable, batch: Batch, vectors: bool = True) -> Look:
 def mixes(task: Learnable, batch: Batch) -> bool:
     """Whether any cell takes its state through a product with a matrix."""
     return any(one.source is not None for cell in _first_look(task, batch).cells for one in cell.products)
+
+
+def refused(task: Learnable, batch: Batch, memory: float) -> str | None:
+    """Why a task cannot be learnt by traces in so many GiB, in words; None where it can."""
+    instead = "take fewer units or rows, or bptt with learner.window"
+    return why_not_stepwise(task, batch) or why_not(task, batch) or over_budget(cost(task, batch), memory, instead)
 
 
 def why_not(task: Learnable, batch: Batch) -> str | None:

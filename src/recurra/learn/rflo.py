@@ -7,7 +7,7 @@ from torch import Tensor
 from recurra.data.batch import Batch
 from recurra.errors import UsageError
 from recurra.learn import local
-from recurra.learn.base import MEMORY, Carry, Cost, Learnable, Learner, over_budget, why_not_stepwise
+from recurra.learn.base import MEMORY, Carry, Cost, Learnable, Learner
 from recurra.learn.feedback import feedback_of, random_feedback
 
 
@@ -34,13 +34,7 @@ class RFLO(Learner):
         self.seed, self.memory = seed, memory
 
     def supports(self, task: Learnable, batch: Batch) -> str | None:
-        instead = "take fewer units or rows, or bptt with learner.window"
-        return (
-            why_not_stepwise(task, batch)
-            or local.why_not(task, batch)
-            or self._why_not_plain(task)
-            or over_budget(self.cost(task, batch), self.memory, instead)
-        )
+        return local.refused(task, batch, self.memory) or self._why_not_plain(task)
 
     def _why_not_plain(self, task: Learnable) -> str | None:
         for cell in local.cores(task.model).values():

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from recurra.data.batch import Batch
 from recurra.learn import local
-from recurra.learn.base import MEMORY, Carry, Cost, Learnable, Learner, over_budget, why_not_stepwise
+from recurra.learn.base import MEMORY, Carry, Cost, Learnable, Learner
 
 
 @final
@@ -27,12 +27,7 @@ class SnAp1(Learner):
         self.memory = memory
 
     def supports(self, task: Learnable, batch: Batch) -> str | None:
-        instead = "take fewer units or rows, or bptt with learner.window"
-        return (
-            why_not_stepwise(task, batch)
-            or local.why_not(task, batch)
-            or over_budget(self.cost(task, batch), self.memory, instead)
-        )
+        return local.refused(task, batch, self.memory)
 
     def cost(self, task: Learnable, batch: Batch) -> Cost:
         return local.cost(task, batch)

@@ -13,7 +13,7 @@ from recurra.errors import UsageError
 from recurra.probe.flow import LayerFlow
 from recurra.probe.record import Track, at_rest
 from recurra.stability import lyapunov
-from recurra.state import State, leaves, tmap
+from recurra.state import flat, floating, tmap
 
 MOST_NUMBERS = 2**25  # of all Jacobians that are held at once
 AT_ONCE = 2**22  # numbers that the states of one backward pass may have
@@ -57,7 +57,7 @@ def jacobians(
         raise UsageError(
             f"{steps} steps up to step {end - 1} were asked for, of a row of {length} steps; wanted some of them"
         )
-    size = sum(leaf[0].numel() for leaf in _fields(track.start))
+    size = flat(track.start).shape[1]
     steps = max(1, min(steps, end, MOST_NUMBERS // size**2))
     times = np.arange(end - steps, end)
     with at_rest(track.cell), parametrize.cached():
@@ -83,25 +83,20 @@ def eigenvalues(cell: Cell) -> dict[str, np.ndarray]:
     return {name: torch.linalg.eigvals(block).numpy() for name, block in named if block.shape[0] == block.shape[1]}
 
 
-def _fields(state: State) -> list[Tensor]:
-    return [leaf for leaf in leaves(state) if leaf.is_floating_point()]
-
-
 def _jacobian(track: Track, t: int) -> Tensor:
     """ds_t/ds_(t-1) [S, S] of the first row. Rows do not see each other, so that S copies of the row have one backward pass."""
     at = lambda tree, rows: tmap(lambda leaf: leaf[:1, t].expand(rows, *leaf.shape[2:]), tree)  # noqa: E731
-    size = sum(leaf[0].numel() for leaf in _fields(track.start))
+    size = flat(track.start).shape[1]
     chunk = max(1, AT_ONCE // (8 * size))
     parts = []
     for begin in range(0, size, chunk):
         rows = min(chunk, size - begin)
         before = tmap(lambda leaf: leaf.clone().requires_grad_(leaf.is_floating_point()), at(track.before, rows))
         with torch.enable_grad():
-            after = _fields(track.cell.step(at(track.us, rows), before)[1])
-            flat = torch.cat([leaf.flatten(1) for leaf in after], 1)
-        ones = torch.zeros_like(flat)
+            after = flat(track.cell.step(at(track.us, rows), before)[1])
+        ones = torch.zeros_like(after)
         ones[torch.arange(rows), begin + torch.arange(rows)] = 1
-        found = torch.autograd.grad(flat, _fields(before), ones, allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(after, list(floating(before)), ones, allow_unused=True, materialize_grads=True)
         parts.append(torch.cat([one.flatten(1) for one in found], 1))
     return torch.cat(parts)
 
