@@ -22,6 +22,7 @@ from recurra.cells import CELLS, GRU, LSTM, Cell, Elman, Residual, Stacked, Zone
 from recurra.decoder import Decoder, EncoderDecoder
 from recurra.errors import DataError, UsageError
 from recurra.models import AsTheyAre, Encoder, ManyToMany, ManyToOne, SequenceModel, encoder_layers, language_model
+from recurra.probe import figures
 from recurra.probe import page as pages
 from recurra.recurrent import Bidirectional
 from recurra.state import leaves, named
@@ -243,7 +244,7 @@ def test_a_page_of_many_cells_stays_below_eight_megabytes() -> None:
     values = np.random.default_rng(0).normal(size=(1, 1000, 256))
     part = probe.Gate("h", "state", values, *[np.zeros(256)] * 3, None)
     many = [probe.Gates(f"cell {at}", [part] * 6, np.zeros(0), []) for at in range(8)]
-    assert len(pages.page("many", [pages.gates_section(many, [])]).encode()) < 7e6
+    assert len(pages.page("many", [figures.gates_section(many, [])]).encode()) < 7e6
 
 
 def test_losses_without_steps_or_gradients_are_refused_in_words() -> None:

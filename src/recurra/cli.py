@@ -321,6 +321,10 @@ def probe_run(
         str | None, typer.Argument(metavar="[TEXT | FILE]", help="What to read; else the validation data of the run.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write a page (HTML) with figures here.")] = None,
+    beside: Annotated[
+        list[Path] | None, typer.Option(metavar="RUN", help="Follow the gradients of this network too, on the same.")
+    ] = None,
+    before: Annotated[bool, typer.Option("--before", help="And of this one as it was before its training.")] = False,
     shapes: Annotated[
         bool, typer.Option("--shapes", help="The shapes of all tensors of a step, and nothing else.")
     ] = False,
@@ -333,7 +337,8 @@ def probe_run(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Look inside a trained network: gradients through time, gates, Jacobians, what it expected, and the training.
+    """Look inside a trained network: gradients through time, gates, Jacobians, what it expected, where its state goes, the loss
+    around it, and the training.
 
     Example: recurra probe runs/corpus "To be or not to be" --out report.html
     """
@@ -351,7 +356,9 @@ def probe_run(
         else:
             print("\n".join(told.lines(blank)))
         return
-    found = report.examine(task, run, given)
+    others = {str(one): _loaded(one, "cpu", threads) for one in beside or []}
+    others |= {"before training": report.untrained(run)} if before else {}
+    found = report.examine(task, run, given, others)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(out, report.page(found, f"{run}").encode())

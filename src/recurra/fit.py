@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recurra import stability
 from recurra.checkpoint import Job, Progress
@@ -30,6 +30,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {  #
 FUSED = ("adamw", "adam", "sgd", "adagrad")
 MOST_REFUSED = 10
 NON_MONOTONE = 5  # validations over which the error has to have stopped falling before weights are averaged
+LOOKED_EVERY = 10  # steps, from one look at how far an update moves the weights to the next: it costs a copy of them
 PER_OCTAVE = 8  # classes of norms of the gradient to a factor of two
 Tell = Callable[..., None]
 
@@ -53,13 +54,16 @@ def fit(
     device = parameters[0].device
     job.task.model.train()
     saved = told = time.monotonic()
+    ratios: dict[str, float] = {}
     for batch in job.task.batches(start=progress.step):
         if progress.step >= steps or progress.ended or asked():
             break
         rate = set_rate(job.optimizer, config, progress)
         new = gradients(job, config, batch.to(device))
         if math.isfinite(new.loss) and math.isfinite(new.norm):
+            before = weights(job.task.model) if progress.step % LOOKED_EVERY == 0 else {}
             job.optimizer.step()
+            ratios = update_ratios(job.task.model, before) if before else ratios
             if config.regularize.max_norm:
                 limit_norms(job.task.model, config.regularize.max_norm)
             average(job)
@@ -73,7 +77,7 @@ def fit(
         now = time.monotonic()
         progress.seconds, told = progress.seconds + now - told, now
         numbers = dict(loss=new.loss, grad_norm=new.norm, clipped=new.clipped, targets=batch.weight, **new.penalties)
-        tell("step", step=progress.step, rate=rate, **numbers)
+        tell("step", step=progress.step, rate=rate, update_ratio=ratios, **numbers)
         if progress.step % every == 0 or progress.step == steps:
             validate(job, config, tell, improved)
         if now - saved >= config.train.checkpoint_seconds:
@@ -116,6 +120,21 @@ def gradients(job: Job, config: Config, batch: Batch) -> Gradients:
         stability.add_noise(parameters, wanted.gradient_noise, step, config.train.seed)
     clipped = clipped or bool(seen.cuts and torch.stack(seen.cuts).any())
     return Gradients(float(loss), carry, norm, clipped, penalties)
+
+
+@torch.no_grad()
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the parameters."""
+    return {plain_name(name): one.detach().clone() for name, one in model.named_parameters()}
+
+
+@torch.no_grad()
+def update_ratios(model: nn.Module, before: dict[str, Tensor]) -> dict[str, float]:
+    """How far each parameter was moved, as a share of its norm: |w - w_before| / |w_before|, to three digits; of one that was all
+    zeros nothing is said."""
+    now = {plain_name(name): one for name, one in model.named_parameters()}
+    norms = {name: float(one.norm()) for name, one in before.items()}
+    return {name: float(f"{(now[name] - before[name]).norm() / norm:.3g}") for name, norm in norms.items() if norm > 0}
 
 
 def clip(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> tuple[float, bool]:
@@ -177,8 +196,7 @@ def begin_averaging(job: Job, config: Config, error: float, tell: Tell) -> None:
     progress = job.progress
     stuck = any(old < error for old in progress.errors[:-NON_MONOTONE])
     if config.optimizer.average == "nt" and not job.average and stuck:
-        named = job.task.model.named_parameters()
-        job.average, progress.averaged = {plain_name(name): one.detach().clone() for name, one in named}, 1
+        job.average, progress.averaged = weights(job.task.model), 1
         tell("averaging", step=progress.step)
     if math.isfinite(error):
         progress.errors.append(error)

@@ -391,10 +391,15 @@ class Pooling(nn.Module):
         self.query = nn.Parameter(torch.randn(1, size))
 
     def forward(self, xs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.look(xs, lengths)[0]
+
+    def look(self, xs: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The answers, and how much of each is from each step, [batch, time]."""
         mask = None if lengths is None else within(lengths, xs.shape[1])[:, None]
         if mask is not None:
             xs = torch.where(mask.transpose(1, 2), xs, 0.0)
-        return attend(self.query, xs, xs, mask, scaled(self.beta))[0][:, 0]
+        answers, weights = attend(self.query, xs, xs, mask, scaled(self.beta))
+        return answers[:, 0], weights[:, 0]
 
 
 # --- continuous time ----------------------------------------------------------------------------------------------------

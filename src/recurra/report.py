@@ -1,32 +1,50 @@
 """What `recurra probe` says of a run: a sequence that its task reads, and the probes of it, as numbers, lines and a page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recurra import probe
+from recurra import api, probe, run
 from recurra.cells import Cell
 from recurra.data import read
 from recurra.data.batch import Batch
 from recurra.data.examples import Examples
+from recurra.decoder import Attending
 from recurra.errors import DataError, UsageError
-from recurra.models import ManyToMany
+from recurra.memory import Pooling
+from recurra.models import ManyToMany, SequenceModel
+from recurra.probe import figures
 from recurra.probe import page as pages
-from recurra.state import State, tmap
+from recurra.state import State, flat, tmap
 from recurra.tasks import Task
 from recurra.tasks.examples import OnExamples, Part, aligned
 from recurra.tasks.language import Language
+from recurra.tasks.looks import Look, by_words
 from recurra.tasks.writing import Writes
 
 MOST_STEPS = 1000  # of a text that are looked at
 STRIP_STEPS = 400  # tokens of the page's strip
 LINKED_STEPS = 200  # inputs whose part in an output is shown
 LABELLED = 32  # examples whose labels units may follow
+TERMS, TERMS_BYTES = (
+    25,
+    2**28,
+)  # steps of the sum that is taken apart, and the bytes that copies of the weights may take
+CORPUS, QUERIES, NEAREST, CONTEXT = 20_000, 8, 3, 30  # tokens of the training text, places, and what is shown of them
+AROUND, POINTS, RATE = (
+    100,
+    17,
+    1.0,
+)  # steps of the text and points of the plane of the loss; the rate of a plain step in it
+STARTS, MOST_FIXED = (
+    32,
+    256,
+)  # states to look for fixed points from; numbers of a state beyond which that takes too long
 
 
 class Reading(NamedTuple):
@@ -50,28 +68,44 @@ class Report(NamedTuple):
     jacobians: list[probe.Jacobians]
     strip: probe.Strip | None
     connectivity: probe.Connectivity | None
+    attention: probe.Attention | None
+    terms: probe.Terms | None
+    trajectory: probe.Trajectory
+    fixed_points: probe.FixedPoints | None
+    neighbours: probe.Neighbours | None
+    cliff: probe.Cliff
     training: probe.Training | None
     shapes: probe.Shapes
+    beside: dict[str, probe.Flow]
     inputs: list[str]
     outputs: list[str]
     guesses: list[list[str]]
+    looked_at: tuple[list[str], list[str]]
+    contexts: tuple[list[str], list[list[str]]]
 
 
-def examine(task: Task, folder: Path, given: str | None = None) -> Report:
-    """Probe the network of a task on a text, the first one of a file, or the first of the validation data of its run.
+def examine(task: Task, folder: Path, given: str | None = None, beside: Mapping[str, Task] | None = None) -> Report:
+    """Probe the network of a task on a text, the first one of a file, or the first of the validation data of its run. Gradients of
+    the networks `beside` it, by name, are followed on the same.
 
     Where what is right is not known, the network's own answer is taken for it. Raises UsageError where there is neither, and
     DataError where it cannot be read.
     """
     reading = read_by(task, given)
     seen = probe.record(task.model, reading.losses)
-    flow = probe.flow(seen, elsewhere=["encoder"] if isinstance(task, Writes) else [])
+    flow = _flow(task, seen)
     by_cell = {one.name: one for one in flow.layers}
     strip, guesses = None, []
     if reading.written is not None:
         cell, tokens, targets, state = reading.written
         strip = probe.strip(cell, tokens, targets, state=state)
         guesses = [[_token(task, int(k)) for k in row] for row in strip.guesses]
+    others = {
+        name: _flow(one, probe.record(one.model, read_by(one, given).losses)) for name, one in (beside or {}).items()
+    }
+    attention, looked_at = _attention(task, reading)
+    neighbours, contexts = _neighbours(task, reading)
+    last, around = seen.tracks[-1], read_by(task, given, AROUND)
     return Report(
         reading.about,
         flow,
@@ -80,12 +114,31 @@ def examine(task: Task, folder: Path, given: str | None = None) -> Report:
         [probe.jacobians(track, flow=by_cell[track.name]) for track in _distinct(seen)],
         strip,
         _linked(task, given),
+        attention,
+        _terms(task, reading),
+        probe.trajectory(last),
+        _fixed_points(last),
+        neighbours,
+        probe.cliff(
+            task.model, lambda: around.losses().mean(), points=POINTS, rate=RATE, most=task.config.optimizer.clip or 1.0
+        ),
         probe.training(folder) if (folder / "log.jsonl").exists() else None,
         probe.unrolled(task.model, seen),
+        {"this": flow, **others} if others else {},
         reading.inputs,
         reading.outputs,
         guesses,
+        looked_at,
+        contexts,
     )
+
+
+def untrained(folder: Path) -> Task:
+    """The task of a run with its network as it was before its training. Raises DataError where the run's data is gone."""
+    task = api.load(folder)
+    with run.random_numbers_of_our_own():
+        run.new_job(run.read_config(folder), task)
+    return task
 
 
 def shapes(task: Task, given: str | None = None) -> probe.Shapes:
@@ -231,6 +284,76 @@ def _first_row(batch: Batch) -> Batch:
 # --- what is found ------------------------------------------------------------------------------------------------------
 
 
+def _flow(task: Task, seen: probe.Record) -> probe.Flow:
+    return probe.flow(seen, elsewhere=["encoder"] if isinstance(task, Writes) else [])
+
+
+def _terms(task: Task, reading: Reading) -> probe.Terms | None:
+    """Of the loss some steps into a text, for as many as there is room for."""
+    if not isinstance(task, Language) or reading.written is None:
+        return None
+    cell, tokens, targets, _ = reading.written
+    size = sum(one.nbytes for one in cell.parameters())
+    t = min(TERMS, len(tokens), TERMS_BYTES // size) - 1
+    if t < 1:
+        return None
+    return probe.terms(cell, tokens[None], lambda y: task.step_loss(y[:, None], targets[None, t : t + 1]).sum(), t)
+
+
+def _attention(task: Task, reading: Reading) -> tuple[probe.Attention | None, tuple[list[str], list[str]]]:
+    """The weights of what a decoder, or a layer that pools, looked at, and its places and looks as people read them."""
+    weights, places, said = None, reading.inputs, reading.outputs
+    if isinstance(task, Writes) and task.model.decoder.attention is not None and reading.written is not None:
+        cell, tokens, _, state = reading.written
+        with probe.at_rest(task.model), torch.no_grad():
+            weights = cast(Attending, cell).looks(tokens[None], state).weights[0].numpy()
+        if len(places) == weights.shape[1]:
+            look = by_words(Look(reading.about, places, said, weights))
+            weights, places, said = look.weights, cast(list[str], look.source), look.written
+    pooling = getattr(task.model, "attention", None)
+    if isinstance(pooling, Pooling):
+        given: list[Any] = []
+        handle = pooling.register_forward_pre_hook(lambda _, arguments: given.extend(arguments))
+        try:
+            with probe.at_rest(task.model), torch.no_grad():
+                reading.losses()
+                weights = pooling.look(*given)[1][:1].numpy()
+        finally:
+            handle.remove()
+    return (None, ([], [])) if weights is None else (probe.attention(weights), (places, said))
+
+
+def _fixed_points(track: probe.Track) -> probe.FixedPoints | None:
+    """Those of a cell at the mean of its inputs, from states along its way."""
+    at = torch.linspace(0, track.steps - 1, min(STARTS, track.steps)).long()
+    states = tmap(lambda leaf: leaf[0, at], track.before)
+    if flat(states).shape[1] > MOST_FIXED:
+        return None
+    x = track.xs[0].mean(0) if track.xs.is_floating_point() else track.xs[0, -1]
+    return probe.fixed_points(track.cell, x, states)
+
+
+def _neighbours(task: Task, reading: Reading) -> tuple[probe.Neighbours | None, tuple[list[str], list[list[str]]]]:
+    """Places of the text, and those of the training text where what the readout saw was nearest to what it saw there."""
+    nothing: tuple[None, tuple[list[str], list[list[str]]]] = None, ([], [])
+    if not isinstance(task, Language) or not isinstance(task.model, SequenceModel) or "train" not in task.corpora:
+        return nothing
+    ids = np.asarray(task.corpora["train"].ids[:CORPUS], np.int64)
+    if reading.written is None or len(ids) < NEAREST:
+        return nothing
+    tokens = reading.written[1]
+    with probe.at_rest(task.model), torch.no_grad():
+        corpus, own = (
+            task.model.features(some[None], task.model.initial_state(1))[0][0]
+            for some in (torch.from_numpy(ids), tokens)
+        )
+    at = np.unique(np.linspace(len(tokens) - 1, min(CONTEXT, len(tokens) - 1), QUERIES).astype(int))
+    found = probe.neighbours(own[torch.from_numpy(at)], corpus, NEAREST)
+    before = lambda some, k: "".join(_token(task, int(one)) for one in some[max(0, k + 1 - CONTEXT) : k + 1])  # noqa: E731
+    asked = [before(tokens, k) for k in at.tolist()]
+    return found, (asked, [[before(ids, k) for k in row] for row in found.steps.tolist()])
+
+
 def _distinct(seen: probe.Record) -> list[probe.Track]:
     """The first track of each cell."""
     return list({track.name: track for track in reversed(seen.tracks)}.values())[::-1]
@@ -282,9 +405,19 @@ def _token(task: Any, token: int) -> str:
 def lines(found: Report) -> list[str]:
     """What was found, in words."""
     words = [f"Looked at: {found.about}", *found.flow.words]
+    if found.beside:
+        words += figures.beside_section(found.beside).words
     words += [word for cell in found.gates for word in cell.words]
     words += [word for one in found.jacobians for word in one.words]
-    rest: list[Any] = [found.strip, found.connectivity, found.training]
+    rest: list[Any] = [
+        found.strip,
+        found.connectivity,
+        found.attention,
+        found.terms,
+        found.trajectory,
+        found.fixed_points,
+    ]
+    rest += [found.cliff, found.training]
     words += [word for one in rest if one is not None for word in one.words]
     for claim in found.followed[:12]:
         words.append(
@@ -302,16 +435,26 @@ def as_json(found: NamedTuple) -> dict[str, Any]:
 
 def page(found: Report, title: str) -> str:
     """One self-contained page of HTML."""
-    sections: list[pages.Section] = []
+    sections: list[figures.Section] = []
     if found.strip is not None:
         some: Sequence[str] = found.outputs[:STRIP_STEPS]
-        sections.append(pages.strip_section(found.strip, some, found.guesses))
-    sections.append(pages.flow_section(found.flow))
-    sections.append(pages.gates_section(found.gates, found.followed))
-    sections.append(pages.jacobians_section(found.jacobians))
+        sections.append(figures.strip_section(found.strip, some, found.guesses))
+    if found.attention is not None:
+        sections.append(figures.attention_section(found.attention, *found.looked_at))
+    sections.append(figures.flow_section(found.flow))
+    if found.beside:
+        sections.append(figures.beside_section(found.beside))
+    if found.terms is not None:
+        sections.append(figures.terms_section(found.terms))
+    sections.append(figures.gates_section(found.gates, found.followed))
+    sections.append(figures.jacobians_section(found.jacobians))
+    sections.append(figures.trajectory_section(found.trajectory, found.fixed_points, found.inputs))
     if found.connectivity is not None:
-        sections.append(pages.connectivity_section(found.connectivity, found.inputs[:LINKED_STEPS], found.outputs))
+        sections.append(figures.connectivity_section(found.connectivity, found.inputs[:LINKED_STEPS], found.outputs))
+    if found.neighbours is not None:
+        sections.append(figures.neighbours_section(found.neighbours, *found.contexts))
+    sections.append(figures.cliff_section(found.cliff))
     if found.training is not None:
-        sections.append(pages.training_section(found.training))
-    sections.append(pages.text_section("Shapes", found.shapes.lines()))
+        sections.append(figures.training_section(found.training))
+    sections.append(figures.text_section("Shapes", found.shapes.lines()))
     return pages.page(f"{title}: {found.about}", sections)

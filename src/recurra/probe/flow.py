@@ -164,10 +164,7 @@ def _verdict(profile: np.ndarray, memory: int | None, needed: int) -> str:
 
 def _words(layers: list[LayerFlow], gated: bool) -> list[str]:
     """A sentence for each cell, by the field that holds longest, and what to try."""
-    by_cell: dict[str, list[LayerFlow]] = {}
-    for one in layers:
-        by_cell.setdefault(one.name, []).append(one)
-    best = [max(fields, key=_reach) for fields in by_cell.values()]
+    best = longest(layers)
     words = [f"{one.name}: {_sentence(one)}" for one in best]
     verdicts = {one.verdict for one in best}
     if "vanishing" in verdicts:
@@ -183,6 +180,14 @@ def _words(layers: list[LayerFlow], gated: bool) -> list[str]:
             "(--set model.init=orthogonal), or a penalty on it (--set regularize.omega=1)."
         )
     return words
+
+
+def longest(layers: Sequence[LayerFlow]) -> list[LayerFlow]:
+    """Of each cell the field that holds longest."""
+    by_cell: dict[str, list[LayerFlow]] = {}
+    for one in layers:
+        by_cell.setdefault(one.name, []).append(one)
+    return [max(fields, key=_reach) for fields in by_cell.values()]
 
 
 def _reach(one: LayerFlow) -> tuple[bool, float]:
@@ -211,6 +216,22 @@ class Terms(NamedTuple):
     def total(self, name: str) -> np.ndarray:
         """The gradient itself: the sum of the terms."""
         return self.parts[name].sum(0)
+
+    @property
+    def words(self) -> list[str]:
+        """How near the steps are that make the gradients."""
+        halves = {}
+        for name in self.parts:
+            norms = self.norms(name)
+            if norms.sum() > 0:
+                halves[name] = int(np.searchsorted(np.cumsum(norms[::-1]), 0.5 * norms.sum())) + 1
+        if not halves:
+            return []
+        far = max(halves, key=lambda name: halves[name])
+        return [
+            f"The gradient of step {self.t} as a sum over steps: of {far}, which reaches farthest, half of the terms' norm lies in "
+            f"the last {halves[far]} of {self.t + 1} steps."
+        ]
 
     def norms(self, name: str) -> np.ndarray:
         """[k]: how much each step contributes."""

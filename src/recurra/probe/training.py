@@ -9,12 +9,16 @@ import numpy as np
 
 from recurra.errors import DataError
 
+LEAST_MOVED, MOST_MOVED = 1e-5, 1e-1  # of its norm by an update, below and above which a parameter is told of
+
 
 class Training(NamedTuple):
     """What the log holds: lines are written about once a second, so the steps are a sample of all.
 
     step, loss, norm, rate     [n]: of logged updates; the norm is that of the gradient before clipping
     clipped                    bool [n]
+    ratios                     by parameter [n]: how far an update moves it as a share of its norm, at most ten updates before; NaN
+                               where it is not known
     speed                      [n]: `counted` (tokens, examples) a second since the logged step before, NaN after a start
     valid_step, valid_train, valid    [m]: validations, the mean training loss since the one before, and the validation loss
     refused                    the number of updates that were left out because they were not finite
@@ -27,6 +31,7 @@ class Training(NamedTuple):
     norm: np.ndarray
     clipped: np.ndarray
     rate: np.ndarray
+    ratios: dict[str, np.ndarray]
     speed: np.ndarray
     valid_step: np.ndarray
     valid_train: np.ndarray
@@ -51,9 +56,10 @@ def training(run: Path) -> Training:
     refused = sum(one["event"] == "refused" for one in events)
     columns = {key: _column(steps, key) for key in ("step", "loss", "grad_norm", "rate")}
     told = {key: _column(valid, key) for key in ("step", "train", "loss")}
-    words = _words(factor, name, counted, told, share, np.array(speeds), refused)
+    ratios = _ratios(steps)
+    words = [*_words(factor, name, counted, told, share, np.array(speeds), refused), *_words_on(ratios)]
     return Training(
-        columns["step"], columns["loss"], columns["grad_norm"], clipped, columns["rate"], np.array(speeds), told["step"],
+        columns["step"], columns["loss"], columns["grad_norm"], clipped, columns["rate"], ratios, np.array(speeds), told["step"],
         told["train"], told["loss"], refused, share, name, float(factor), counted, words,
     )  # fmt: skip
 
@@ -95,6 +101,27 @@ def _steps(events: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[flo
 
 def _column(events: list[dict[str, Any]], key: str) -> np.ndarray:
     return np.array([math.nan if one.get(key) is None else one[key] for one in events], dtype=np.float64)
+
+
+def _ratios(steps: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    told = [one.get("update_ratio") or {} for one in steps]
+    names = sorted({name for one in told for name in one})
+    return {name: np.array([one.get(name, math.nan) for one in told], np.float64) for name in names}
+
+
+def _words_on(ratios: dict[str, np.ndarray]) -> list[str]:
+    """About 1e-3 is where most trainings that work have their updates (Karpathy 2015, CS231n, "Neural Networks Part 3")."""
+    middles = {name: float(np.nanmedian(one)) for name, one in ratios.items() if np.isfinite(one).any()}
+    if not middles:
+        return []
+    slow = [name for name, one in middles.items() if one < LEAST_MOVED]
+    fast = [name for name, one in middles.items() if one > MOST_MOVED]
+    words = [f"An update moved the parameters by {np.median(list(middles.values())):.1e} of their norm (the median)."]
+    if slow:
+        words.append(f"Hardly moved (below {LEAST_MOVED:g}): {', '.join(slow)}; a higher optimizer.rate would.")
+    if fast:
+        words.append(f"Thrown about (above {MOST_MOVED:g}): {', '.join(fast)}; a lower optimizer.rate would not.")
+    return words
 
 
 def _words(
