@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import recurra
+from recurra import probe
 from recurra.bench import memory
 from recurra.data.problems import PROBLEMS
 from recurra.data.synthetic import COUNTS, synthetic
@@ -166,22 +167,6 @@ def test_clipping_is_what_lets_elman_learn_temporal_order() -> None:
     assert clipped["solved"] >= 4 and without["solved"] < clipped["solved"]
 
 
-def fixed_points(cell: Any, x: torch.Tensor, states: Any, steps: int = 3000, apart: float = 1e-2) -> torch.Tensor:
-    """The outputs [points, units] of the stable fixed points that a cell comes to from many states, at a constant input
-    [features]: where it still moves, or stands less than `apart` from another point, nothing is added."""
-    xs = x.expand(len(states[0]) if isinstance(states, tuple) else len(states), -1)
-    with torch.no_grad():
-        for _ in range(steps):
-            before = states
-            y, states = cell(xs, states)
-    last = before[0] if isinstance(before, tuple) else before
-    found: list[torch.Tensor] = []
-    for one, moved in zip(y, (y - last).norm(dim=1), strict=True):
-        if moved < 1e-5 and all((one - other).norm() > apart for other in found):
-            found.append(one)
-    return torch.stack(found)
-
-
 @pytest.mark.soak
 @pytest.mark.usefixtures("_all_examples")
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
@@ -196,7 +181,8 @@ def test_a_flip_flop_of_three_bits_has_eight_stable_fixed_points(cell: str, tmp_
     xs = (torch.tensor(np.stack(examples.inputs[:256])) - mean) / deviation
     with torch.no_grad():
         _, states = core.unroll(xs, core.initial_state(256))
-    points = fixed_points(core, -mean / deviation, states)
+    found = probe.fixed_points(core, -mean / deviation, states)
+    points = torch.tensor(found.states[found.stable, :16], dtype=torch.float32)
     corners = readout(points).detach() * torch.tensor(task.known["std"]) + torch.tensor(task.known["mean"])
     assert len(points) == 8 and len({tuple(one) for one in corners.sign().int().tolist()}) == 8
     assert (corners.abs() - 1).abs().max() < 0.3

@@ -666,6 +666,50 @@ def test_shapes_on_the_command_line_and_what_is_refused(trained: Path, shell: Sh
     assert "7 tokens" in shell("probe", trained / "best", "some.txt").out
 
 
+def test_networks_beside_it_and_the_one_before_its_training_are_followed_on_the_same(
+    trained: Path, shell: Shell, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text('he said "yes" and "no" to <script>alert(1)</script> &.\n' * 40)
+    settings = {"train": {"rows": 4, "chunk": 16, "validations": 2}, "optimizer": {"rate": 1e-9}}
+    recurra.train("language", text, out=tmp_path / "still", hidden=8, steps=2, threads=1, settings=settings)
+    answer = shell(
+        "probe", tmp_path / "still", "he said", "--before", "--beside", trained, "--json", "--out", "page.html"
+    )
+    told = json.loads(answer.out)["beside"]
+    assert list(told) == ["this", str(trained), "before training"]
+    now, other, before = (one["layers"][0]["profile"] for one in told.values())
+    np.testing.assert_allclose(now, before, rtol=1e-4)  # it was hardly moved
+    assert not np.allclose(now, other, rtol=1e-2)
+    assert "Gradients beside each other" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    alone = shell("probe", trained / "best", "he said", "--before")
+    assert alone.code != 0 and "no run folder" in alone.said
+
+
+def test_a_notebook_shows_the_words_and_the_same_figures() -> None:
+    shell = pytest.importorskip("IPython.core.interactiveshell", reason="no IPython here").InteractiveShell
+    from IPython.utils.capture import capture_output
+    from traitlets.config import Config
+
+    section = figures.flow_section(probe.flow(probe.record(*small())))
+    running = shell.instance(config=Config(HistoryManager={"enabled": False}))
+    try:
+        with capture_output() as captured:
+            running.push({"section": section})
+            running.run_cell("section", store_history=False)
+    finally:
+        shell.clear_instance()
+    told = [one.data for one in captured.outputs]
+    assert section.words[0] in told[0]["text/html"]
+    drawn = [one["application/vnd.plotly.v1+json"] for one in told if "application/vnd.plotly.v1+json" in one]
+    assert [len(one["data"]) for one in drawn] == [len(one.data) for one in section.shown]
+
+
+def small() -> tuple[Cell, probe.Losses]:
+    cell, xs = one("gru")
+    return cell, probe.losses_of(cell, xs)
+
+
 def test_every_kind_of_task_can_be_probed(tmp_path: Path, shell: Shell) -> None:
     rows = ["text\tlabel", *(f"{word} film\t{label}" for word, label in [("good", "yes"), ("bad", "no")] * 12)]
     (tmp_path / "labels.tsv").write_text("\n".join(rows) + "\n")
@@ -674,12 +718,17 @@ def test_every_kind_of_task_can_be_probed(tmp_path: Path, shell: Shell) -> None:
     (tmp_path / "series.csv").write_text("time,value\n" + "".join(f"{k},{k % 7}\n" for k in range(300)))
     given = {"classify": ("labels.tsv", "a good film"), "tag": ("tags.conll", "the dog sat")}
     given |= {"seq2seq": ("pairs.tsv", "ab3"), "forecast": ("series.csv", None)}
+    asked = {"classify": {"task": {"pooling": "attention"}}}
     for name, (file, text) in given.items():
-        recurra.train(name, tmp_path / file, out=tmp_path / name, hidden=6, steps=2, threads=1)
+        recurra.train(
+            name, tmp_path / file, out=tmp_path / name, hidden=6, steps=2, threads=1, settings=asked.get(name, {})
+        )
         for arguments in ([], [text] if text else []):
             answer = shell("probe", tmp_path / name, *arguments, "--out", f"{name}.html")
             assert answer.code == 0, answer.err
             assert "Lyapunov" in answer.out or name == "seq2seq"
+            assert ("A look takes in" in answer.out) == (name in ("classify", "seq2seq"))
+            assert "In this plane" in answer.out and "hold 90 % of the variance" in answer.out
             assert (tmp_path / f"{name}.html").stat().st_size < 8e6
         assert "Parameters" in shell("probe", tmp_path / name, "--shapes").out
     assert shell("probe", tmp_path / "forecast", "words").code == 2

@@ -69,11 +69,11 @@ def cliff(
     with at_rest(model):
         slope = _slope(loss, parameters)
         norm = float(_norm(slope))
+        labels = ("descent", "a random direction") if along is None else ("A", "B")
         if along is None:
             descent = {name: -one / max(norm, 1e-30) for name, one in slope.items()}
             along = (descent, _beside(descent))
         first, second = (_direction(one, parameters) for one in along)
-        labels = ("descent", "a random direction") if not isinstance(along[0], str) else ("A", "B")
         names = tuple(one if isinstance(one, str) else label for one, label in zip(along, labels, strict=True))
         starts = [_value(one, parameters) for one in along]
         reach = 0.1 * float(_norm({name: one.detach() for name, one in parameters.items()}))
