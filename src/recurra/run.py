@@ -7,6 +7,7 @@ RUN/given.json      the options as they were given, so that the same command res
 """
 
 import json
+import math
 import random
 import re
 import signal
@@ -342,13 +343,14 @@ class Log:
         kept = [line for line in lines if _step_of(line) <= step]
         storage.replace_file(path, "".join(line + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
-        self._every, self._last = every_seconds, 0.0
+        self._every, self._last = every_seconds, -math.inf
 
     def __call__(self, kind: str, **fields: Any) -> None:
         now = time.monotonic()
-        if kind == "step" and now - self._last < self._every:
-            return
-        self._last = now
+        if kind == "step":
+            if now - self._last < self._every:
+                return
+            self._last = now
         finite = {
             key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in fields.items()
         }
