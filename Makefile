@@ -47,5 +47,5 @@ bench: install
 	$(BIN)/recurra bench seq2seq
 
 docs: install
-	mkdir -p docs
 	$(BIN)/recurra bench cells --page docs/cells.md
+	$(BIN)/python docs/gallery docs/gallery.html
