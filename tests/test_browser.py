@@ -78,6 +78,8 @@ def test_what_it_says_can_be_read(shown: Any) -> None:
     assert "24 tokens" in shown.find_element("tag name", "h1").text
     tokens = [one.text for one in shown.find_elements("css selector", ".strip .token b")]
     assert "".join(tokens).replace("\u2423", " ") == "the <b>cat</b> sat & the"
+    drawing = shown.find_element("css selector", "svg[role=img]").text
+    assert {"x_1 [1, 12]", "x_24 [1, 12]", "h [1, 12]", "weight_hh [48, 12]"} <= set(drawing.splitlines())
     labels = shown.execute_script("return [...document.querySelectorAll('.xtitle, .ytitle')].map(d => d.textContent)")
     assert {"distance t - k in steps", "norm of dL_t/ds_k", "update / weights", "descent"} <= set(labels)
 

@@ -456,5 +456,5 @@ def page(found: Report, title: str) -> str:
     sections.append(figures.cliff_section(found.cliff))
     if found.training is not None:
         sections.append(figures.training_section(found.training))
-    sections.append(figures.text_section("Shapes", found.shapes.lines()))
+    sections.append(figures.shapes_section(found.shapes))
     return pages.page(f"{title}: {found.about}", sections)

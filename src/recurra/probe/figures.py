@@ -13,11 +13,13 @@ import numpy as np
 from recurra.data.tokens import visible
 from recurra.probe.cliff import Cliff
 from recurra.probe.connectivity import Connectivity
+from recurra.probe.drawing import unrolled_svg
 from recurra.probe.flow import Flow, Terms, longest
 from recurra.probe.gates import Followed, Gates
 from recurra.probe.jacobians import Jacobians
 from recurra.probe.looks import Attention
 from recurra.probe.neighbours import Neighbours
+from recurra.probe.shapes import Shapes
 from recurra.probe.strip import Strip
 from recurra.probe.training import Training
 from recurra.probe.trajectory import FixedPoints, Trajectory
@@ -327,6 +329,12 @@ def _ratios(found: Training, keep: np.ndarray) -> Any:
         figure.add_scatter(x=found.step[keep].tolist(), y=shown, mode="lines", line=style, name=escape(name))
     figure.update_yaxes(type="log", title="update / weights", exponentformat="power")
     return figure
+
+
+def shapes_section(found: Shapes) -> Section:
+    """The unrolled network as a drawing, and the tables of its shapes."""
+    lines = escape("\n".join(found.lines()))
+    return Section("Shapes", [], [unrolled_svg(found), f"<pre>{lines}</pre>"])
 
 
 def text_section(title: str, lines: Sequence[str]) -> Section:

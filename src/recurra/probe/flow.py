@@ -86,16 +86,16 @@ def flow(seen: Record, *, most: int = MOST, needed: int | None = None, elsewhere
     waiting = iter(found)
     layers = []
     for track, name in fields:
-        norms = torch.stack([_norms(next(waiting), one[name], len(times)) for one in track.after], 2)
+        norms = _norms([next(waiting) for _ in track.after], track.after[0][name], len(times))
         layers.append(_layer(track, name, norms, times, _go_along(track, count, elsewhere), needed))
     return Flow(times, layers, _words(layers, all(track.gates for track in seen.tracks)))
 
 
-def _norms(gradients: Tensor | None, like: Tensor, count: int) -> Tensor:
-    """[t, rows], in float64: squares of small gradients are nothing in float32."""
-    if gradients is None:
-        return torch.zeros(count, len(like), dtype=torch.float64)
-    return gradients.double().flatten(2).norm(dim=2)
+def _norms(gradients: list[Tensor | None], like: Tensor, count: int) -> Tensor:
+    """[t, rows, steps], in float64: squares of small gradients are nothing in float32."""
+    nothing = like.new_zeros(count, *like.shape)
+    by_step = torch.stack([nothing if one is None else one for one in gradients], 2).flatten(3)
+    return torch.linalg.vector_norm(by_step, dim=3, dtype=torch.float64)
 
 
 def _go_along(track: Track, count: int, elsewhere: Sequence[str]) -> bool:

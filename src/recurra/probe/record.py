@@ -194,11 +194,12 @@ def _noting(cell: Cell, runs: list[_Run]) -> list[tuple[Cell, str, Callable[...,
         seen.clear()
         y, after = plain_step(u, state)
         here = run()
-        here.us.append(tmap(torch.Tensor.detach, u))
-        here.before.append(tmap(torch.Tensor.detach, state))
+        here.us.append(
+            u
+        )  # with its past, which is cut where steps are put together: 14,000 calls less for 1,000 steps of 2 LSTMs
+        here.before.append(state)
         here.after.append({name: leaf for name, leaf in named(after).items() if leaf.is_floating_point()})
-        wide = (len(y), -1)  # a gate that is the same for all rows is spread over them
-        here.gates.append({name: gate.detach().expand(*wide) for one in seen for name, gate in one._asdict().items()})
+        here.gates.append({name: gate for one in seen for name, gate in one._asdict().items()})
         return y, after
 
     def note_gates(u: State, state: State) -> Any:
@@ -216,11 +217,24 @@ def _noting(cell: Cell, runs: list[_Run]) -> list[tuple[Cell, str, Callable[...,
     return methods
 
 
+@torch.no_grad()
 def _track(name: str, run: _Run, backwards: bool) -> Track:
     over_time = lambda parts: tmap(lambda *steps: torch.stack(steps, 1), *parts)  # noqa: E731
-    gates = {gate: torch.stack([one[gate] for one in run.gates], 1) for gate in run.gates[0]}
     xs, us, before = torch.cat(run.xs, 1), over_time(run.us), over_time(run.before)
-    return Track(name, run.cell, backwards, xs, us, run.before[0], before, run.after, gates, run.lengths)
+    wide = (len(xs), -1)  # a gate that is the same for all rows is spread over them
+    gates = {gate: torch.stack([one[gate].expand(*wide) for one in run.gates], 1) for gate in run.gates[0]}
+    return Track(
+        name,
+        run.cell,
+        backwards,
+        xs,
+        us,
+        tmap(torch.Tensor.detach, run.before[0]),
+        before,
+        run.after,
+        gates,
+        run.lengths,
+    )
 
 
 def _backwards(model: nn.Module) -> set[int]:

@@ -32,8 +32,22 @@ class Row(NamedTuple):
     numbers: str
 
 
+class Layer(NamedTuple):
+    """A cell as it is drawn: what it is, its number of steps, which way it goes, and the shapes of its input, of the fields of its
+    state in one step, and of its parameters."""
+
+    name: str
+    kind: str
+    steps: int
+    backwards: bool
+    x: tuple[int, ...]
+    state: dict[str, tuple[int, ...]]
+    parameters: dict[str, tuple[int, ...]]
+
+
 class Shapes(NamedTuple):
-    """The shapes of one pass: tensors of one step and of all steps by cell, the parameters, and how many numbers they are."""
+    """The shapes of one pass: tensors of one step and of all steps by cell, the parameters, and how many numbers they are; and the
+    cells, to be drawn."""
 
     steps: int
     one_step: list[Row]
@@ -41,6 +55,7 @@ class Shapes(NamedTuple):
     parameters: list[Row]
     formulas: dict[str, str]
     total: int
+    layers: list[Layer]
 
     def lines(self, blank: bool = False) -> list[str]:
         """As text; `blank` leaves the shapes and counts to be filled in, and the solution follows."""
@@ -67,7 +82,15 @@ def unrolled(model: nn.Module, seen: Record) -> Shapes:
     parameters = [_parameter(name, parameter, model) for name, parameter in model.named_parameters()]
     total = sum(parameter.numel() for parameter in model.parameters())
     formulas = {track.name: formula for track in seen.tracks if (formula := _formula(track))}
-    return Shapes(max(track.steps for track in seen.tracks), one, every, parameters, formulas, total)
+    longest, layers = max(track.steps for track in seen.tracks), [_layer(track) for track in seen.tracks]
+    return Shapes(longest, one, every, parameters, formulas, total, layers)
+
+
+def _layer(track: Track) -> Layer:
+    state = {name: (value.shape[0], *value.shape[2:]) for name, value in track.states().items()}
+    parameters = {plain_name(name): tuple(one.shape) for name, one in track.cell.named_parameters()}
+    x = (track.xs.shape[0], *track.xs.shape[2:])
+    return Layer(track.name, type(track.cell).__name__, track.steps, track.backwards, x, state, parameters)
 
 
 def _tensors(track: Track) -> tuple[list[Row], list[Row]]:
