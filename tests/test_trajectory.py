@@ -100,6 +100,12 @@ def test_two_such_units_have_saddles_between_four_stable_corners() -> None:
     assert "9 fixed points were found from 81 of 81 states: 4 stable, 4 saddles" in found.words[0]
 
 
+def test_what_starts_at_nothing_is_found_too() -> None:
+    assert probe.fixed_points(Affine(torch.eye(2) * 0.5), torch.zeros(2), torch.zeros(3, 2)).states.tolist() == [[0, 0]]
+    found = probe.fixed_points(Affine(torch.eye(2) * 0.5), torch.ones(2), torch.zeros(3, 2))
+    np.testing.assert_allclose(found.states, [[2, 2]])
+
+
 def test_a_state_that_never_rests_is_not_said_to_rest() -> None:
     """s' = s + 1."""
     found = probe.fixed_points(Affine(torch.eye(1)), torch.ones(1), torch.zeros(3, 1))

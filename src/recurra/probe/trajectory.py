@@ -16,10 +16,12 @@ from recurra.probe.record import Track
 from recurra.state import State, flat, named, tmap, unflat, within
 
 MOST_SIZE = 1024  # numbers of a state whose fixed points are looked for: each step solves systems of that size
-APART = 1e-2  # of the norm of the states that were started from: points closer than that are one
+APART = (
+    1e-2  # of the norm of the states at the start or, where that is longer, at the end: points closer than that are one
+)
 STILL = 1e-4  # as a share of it too: a state that moves by less is a fixed point
 DAMPING = (1e-3, 10.0, 1e8)  # of the first step; its change where a step fails or helps; and when to give up
-TINY = 1e-13
+TINY, LEAST = 1e-13, 1e-6  # of a damping and a rest; of the norm of states
 AT_ONCE = 2**24  # numbers of Jacobians
 
 Map = Callable[[Tensor], Tensor]
@@ -97,7 +99,7 @@ def fixed_points(cell: Cell, x: Tensor, states: State, *, steps: int = 100) -> F
         minimise q(s) = |F(s) - s|^2 / 2    (Sussillo & Barak 2013, doi:10.1162/NECO_a_00409)
 
     by at most `steps` steps of Levenberg and Marquardt, so that saddles are found as well as what attracts. A point counts where
-    the state moves by less than 1e-4 of the norm of the starts, and points closer than 1e-2 of it are one. What is there is judged
+    the state moves by less than 1e-4 of the norm of the states, and points closer than 1e-2 of it are one. What is there is judged
     by the eigenvalues of dF/ds: stable where all are inside the unit circle, a saddle where some are.
 
     Raises UsageError for a state of more than 1,024 numbers.
@@ -120,7 +122,8 @@ def fixed_points(cell: Cell, x: Tensor, states: State, *, steps: int = 100) -> F
         after, slopes = vmap(moved), vmap(jacrev(moved), chunk_size=max(1, AT_ONCE // start.shape[1] ** 2))
         found = _descended(after, slopes, start, steps)
         speeds = (after(found) - found).norm(dim=1)
-        points, started = _gathered(found, speeds, float(start.norm(dim=1).mean().clamp(min=TINY)))
+        size = max(float(one.norm(dim=1).mean()) for one in (start, found))
+        points, started = _gathered(found, speeds, max(size, LEAST))
         by_size = lambda values: values.gather(1, values.abs().argsort(1, descending=True))  # noqa: E731
         eigenvalues = by_size(torch.linalg.eigvals(slopes(points))) if len(points) else points.to(torch.cdouble)
         speed = (after(points) - points).norm(dim=1) if len(points) else points.new_zeros(0)
