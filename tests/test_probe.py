@@ -17,13 +17,14 @@ from test_stability import Henon, Linear
 from torch import Tensor, nn
 
 import recurra
-from recurra import probe
+from recurra import fit, probe
 from recurra.cells import CELLS, GRU, LSTM, Cell, Elman, Residual, Stacked, Zoneout
 from recurra.decoder import Decoder, EncoderDecoder
 from recurra.errors import DataError, UsageError
 from recurra.models import AsTheyAre, Encoder, ManyToMany, ManyToOne, SequenceModel, encoder_layers, language_model
 from recurra.probe import figures
 from recurra.probe import page as pages
+from recurra.probe.drawing import unrolled_svg
 from recurra.recurrent import Bidirectional
 from recurra.state import leaves, named
 
@@ -606,6 +607,32 @@ def test_a_log_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert probe.training(tmp_path).share_clipped == 0.25
     with pytest.raises(DataError, match=r"log\.jsonl"):
         probe.training(tmp_path / "nowhere")
+
+
+def test_updates_are_told_as_a_share_of_the_weights(trained: Path) -> None:
+    layer = nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[3.0, 0], [0, 4]]))
+        layer.bias.zero_()
+        before = fit.weights(layer)
+        layer.weight.add_(torch.tensor([[0.0, 0.05], [0, 0]]))
+    assert fit.update_ratios(layer, before) == {"weight": 0.01}, "of what was all zeros nothing is said"
+    found = probe.training(trained)
+    assert set(found.ratios) >= {"core.weight_hh", "readout.weight"} and "An update moved the parameters" in " ".join(
+        found.words
+    )
+    assert all(0 < one[0] < 1 for one in found.ratios.values())
+
+
+def test_the_drawing_names_each_step_and_shape() -> None:
+    cell = Stacked([LSTM(2, 3), GRU(3, 4)])
+    for steps, named_steps in ((3, ["x_1", "x_2", "x_3"]), (9, ["x_1", "x_2", "x_3", "x_9"])):
+        xs = torch.randn(1, steps, 2)
+        drawing = unrolled_svg(probe.unrolled(cell, probe.record(cell, probe.losses_of(cell, xs))))
+        words = re.findall(r">([^<>]+)<", drawing)
+        inputs = [word for word in words if word.startswith("x_")]
+        assert inputs == [f"{one} [1, 3]" for one in named_steps] + [f"{one} [1, 2]" for one in named_steps]
+        assert {"h [1, 3]", "c [1, 3]", "h [1, 4]", "weight_hh [12, 3]", "weight_hh [12, 4]"} <= set(words)
 
 
 # --- the page and the command -------------------------------------------------------------------------------------------

@@ -89,6 +89,13 @@ def test_a_unit_that_holds_two_values_has_a_point_between_them_that_is_not_stabl
     assert "3 fixed points were found from 21 of 21 states: 2 stable, 0 saddles" in found.words[0]
 
 
+def test_a_unit_that_leaps_from_side_to_side_is_not_stable_between_them() -> None:
+    """h' = tanh(-2 h): the slope at 0 is -2."""
+    cell = tanh_of(torch.tensor([[-2.0]]), torch.zeros(1))
+    found = probe.fixed_points(cell, torch.zeros(1), cell.initial_state(1))
+    assert found.stable.tolist() == [False] and found.eigenvalues[0, 0] == pytest.approx(-2)
+
+
 def test_two_such_units_have_saddles_between_four_stable_corners() -> None:
     cell = tanh_of(2 * torch.eye(2), torch.zeros(2))
     grid = torch.linspace(-1, 1, 9, dtype=torch.float64)

@@ -41,6 +41,7 @@ AROUND, POINTS, RATE = (
     17,
     1.0,
 )  # steps of the text and points of the plane of the loss; the rate of a plain step in it
+TOLD = {"auc": 0.65, "r": 0.3}  # scores of a unit that follows something, below which nothing is said of it
 STARTS, MOST_FIXED = (
     32,
     256,
@@ -419,7 +420,8 @@ def lines(found: Report) -> list[str]:
     ]
     rest += [found.cliff, found.training]
     words += [word for one in rest if one is not None for word in one.words]
-    for claim in found.followed[:12]:
+    told = [claim for claim in found.followed if claim.score >= TOLD[claim.measure]]
+    for claim in told[:12]:
         words.append(
             f"{claim.layer}: unit {claim.unit} of {claim.part} is {'lower' if claim.sign < 0 else 'higher'} with {claim.feature} "
             f"({claim.measure} {claim.score:.2f} on the half that it was not chosen by)."
