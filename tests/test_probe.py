@@ -345,6 +345,13 @@ def test_jacobians_are_what_differences_give_and_products_their_products(name: s
     assert name in ("window", "reservoir") or found.products[-1, 0] > 1e-6
 
 
+def test_jacobians_of_too_large_a_state_are_refused() -> None:
+    cell, xs = CELLS["lstm-matrix"](2, 64), torch.randn(1, 2, 2)
+    seen = probe.record(cell, probe.losses_of(cell, xs))
+    with pytest.raises(UsageError, match="Jacobians are made of 2,048 at most"):
+        probe.jacobians(seen.tracks[0])
+
+
 def test_exponents_and_eigenvalues_are_those_of_known_systems() -> None:
     values = torch.tensor([0.2, 1.5, -0.9], dtype=torch.float64)
     basis = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -759,6 +766,10 @@ def test_every_kind_of_task_can_be_probed(tmp_path: Path, shell: Shell) -> None:
             assert (tmp_path / f"{name}.html").stat().st_size < 8e6
         assert "Parameters" in shell("probe", tmp_path / name, "--shapes").out
     assert shell("probe", tmp_path / "forecast", "words").code == 2
+    recurra.train(
+        "forecast", tmp_path / "series.csv", out=tmp_path / "large", cell="kalman", hidden=64, steps=1, threads=1
+    )
+    assert "Jacobians are made of 2,048 at most" in shell("probe", tmp_path / "large", "--out", "large.html").out
 
 
 def test_what_is_not_finite_or_too_large_does_not_reach_json() -> None:

@@ -59,9 +59,11 @@ def fit(
         if progress.step >= steps or progress.ended or asked():
             break
         rate = set_rate(job.optimizer, config, progress)
+        before = (
+            weights(job.task.model) if progress.step % LOOKED_EVERY == 0 else {}
+        )  # some learners set them themselves
         new = gradients(job, config, batch.to(device))
         if math.isfinite(new.loss) and math.isfinite(new.norm):
-            before = weights(job.task.model) if progress.step % LOOKED_EVERY == 0 else {}
             job.optimizer.step()
             ratios = update_ratios(job.task.model, before) if before else ratios
             if config.regularize.max_norm:

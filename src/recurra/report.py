@@ -20,6 +20,7 @@ from recurra.memory import Pooling
 from recurra.models import ManyToMany, SequenceModel
 from recurra.probe import figures
 from recurra.probe import page as pages
+from recurra.probe.jacobians import MOST_SIZE
 from recurra.state import State, flat, tmap
 from recurra.tasks import Task
 from recurra.tasks.examples import OnExamples, Part, aligned
@@ -67,6 +68,7 @@ class Report(NamedTuple):
     gates: list[probe.Gates]
     followed: list[probe.Followed]
     jacobians: list[probe.Jacobians]
+    large: list[str]
     strip: probe.Strip | None
     connectivity: probe.Connectivity | None
     attention: probe.Attention | None
@@ -104,6 +106,12 @@ def examine(task: Task, folder: Path, given: str | None = None, beside: Mapping[
     others = {
         name: _flow(one, probe.record(one.model, read_by(one, given).losses)) for name, one in (beside or {}).items()
     }
+    cells = _distinct(seen)
+    large = [
+        f"{track.name}: its state has {flat(track.start).shape[1]:,} numbers; Jacobians are made of {MOST_SIZE:,} at most."
+        for track in cells
+        if _is_large(track)
+    ]
     attention, looked_at = _attention(task, reading)
     neighbours, contexts = _neighbours(task, reading)
     last, around = seen.tracks[-1], read_by(task, given, AROUND)
@@ -112,7 +120,8 @@ def examine(task: Task, folder: Path, given: str | None = None, beside: Mapping[
         flow,
         probe.gates(seen),
         _followed(task, seen, reading),
-        [probe.jacobians(track, flow=by_cell[track.name]) for track in _distinct(seen)],
+        [probe.jacobians(track, flow=by_cell[track.name]) for track in cells if not _is_large(track)],
+        large,
         strip,
         _linked(task, given),
         attention,
@@ -355,6 +364,10 @@ def _neighbours(task: Task, reading: Reading) -> tuple[probe.Neighbours | None, 
     return found, (asked, [[before(ids, k) for k in row] for row in found.steps.tolist()])
 
 
+def _is_large(track: probe.Track) -> bool:
+    return flat(track.start).shape[1] > MOST_SIZE
+
+
 def _distinct(seen: probe.Record) -> list[probe.Track]:
     """The first track of each cell."""
     return list({track.name: track for track in reversed(seen.tracks)}.values())[::-1]
@@ -409,7 +422,7 @@ def lines(found: Report) -> list[str]:
     if found.beside:
         words += figures.beside_section(found.beside).words
     words += [word for cell in found.gates for word in cell.words]
-    words += [word for one in found.jacobians for word in one.words]
+    words += [word for one in found.jacobians for word in one.words] + found.large
     rest: list[Any] = [
         found.strip,
         found.connectivity,
@@ -449,7 +462,8 @@ def page(found: Report, title: str) -> str:
     if found.terms is not None:
         sections.append(figures.terms_section(found.terms))
     sections.append(figures.gates_section(found.gates, found.followed))
-    sections.append(figures.jacobians_section(found.jacobians))
+    if found.jacobians:
+        sections.append(figures.jacobians_section(found.jacobians))
     sections.append(figures.trajectory_section(found.trajectory, found.fixed_points, found.inputs))
     if found.connectivity is not None:
         sections.append(figures.connectivity_section(found.connectivity, found.inputs[:LINKED_STEPS], found.outputs))

@@ -15,6 +15,7 @@ from recurra.probe.record import Track, at_rest
 from recurra.stability import lyapunov
 from recurra.state import flat, floating, tmap
 
+MOST_SIZE = 2048  # numbers of a state whose Jacobians are made
 MOST_NUMBERS = 2**25  # of all Jacobians that are held at once
 AT_ONCE = 2**22  # numbers that the states of one backward pass may have
 
@@ -49,7 +50,8 @@ def jacobians(
     between the least and the largest singular value of the product, and in the long run by exp(lambda_1) a step at most
     (lambda_1 the largest exponent). With `flow`, the decay that was measured stands beside it.
 
-    Takes fewer steps where the matrices would be too large. Raises UsageError for steps or a last one that are not there.
+    Takes fewer steps where the matrices would be too large. Raises UsageError for steps or a last one that are not there, and for a
+    state of more than 2,048 numbers (`stability.lyapunov` has the exponents without the matrices).
     """
     length = track.steps if track.lengths is None else int(track.lengths[0])
     end = length if last is None else last + 1
@@ -58,6 +60,11 @@ def jacobians(
             f"{steps} steps up to step {end - 1} were asked for, of a row of {length} steps; wanted some of them"
         )
     size = flat(track.start).shape[1]
+    if size > MOST_SIZE:
+        raise UsageError(
+            f"the state of {track.name} has {size:,} numbers, and Jacobians are made of {MOST_SIZE:,} at most; "
+            "stability.lyapunov says its exponents"
+        )
     steps = max(1, min(steps, end, MOST_NUMBERS // size**2))
     times = np.arange(end - steps, end)
     with at_rest(track.cell), parametrize.cached():

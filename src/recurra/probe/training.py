@@ -114,9 +114,13 @@ def _words_on(ratios: dict[str, np.ndarray]) -> list[str]:
     middles = {name: float(np.nanmedian(one)) for name, one in ratios.items() if np.isfinite(one).any()}
     if not middles:
         return []
-    slow = [name for name, one in middles.items() if one < LEAST_MOVED]
+    still = [name for name, one in ratios.items() if not np.nan_to_num(one).any()]
+    slow = [name for name, one in middles.items() if one < LEAST_MOVED and name not in still]
     fast = [name for name, one in middles.items() if one > MOST_MOVED]
-    words = [f"An update moved the parameters by {np.median(list(middles.values())):.1e} of their norm (the median)."]
+    moved = [one for name, one in middles.items() if name not in still]
+    words = [f"An update moved the parameters by {np.median(moved):.1e} of their norm (the median)."] if moved else []
+    if still:
+        words.append(f"Never moved: {', '.join(still)}.")
     if slow:
         words.append(f"Hardly moved (below {LEAST_MOVED:g}): {', '.join(slow)}; a higher optimizer.rate would.")
     if fast:
