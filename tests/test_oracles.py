@@ -24,6 +24,7 @@ from recurra.cells import (
     GRU,
     LSTM,
     MGU,
+    SRU,
     Cell,
     CoupledLSTM,
     Elman,
@@ -32,6 +33,8 @@ from recurra.cells import (
     LayerNormLSTM,
     Leaky,
     LearntStart,
+    MinGRU,
+    MinLSTM,
     PeepholeLSTM,
     Projected,
     ProjectedLSTM,
@@ -484,6 +487,8 @@ GATED: dict[
     "gru, reset before": (partial(GRU, reset="before"), "update", 1.0),
     "gru layer norm": (LayerNormGRU, "update", 1.0),
     "mgu": (MGU, "forget", -1.0),
+    "mingru": (MinGRU, "update", -1.0),
+    "sru": (SRU, "forget", 1.0),
 }
 
 
@@ -550,6 +555,16 @@ def test_chrono_biases_are_logarithms_of_the_times_asked_for(name: str) -> None:
         if block != gate:
             np.testing.assert_array_equal(values, -of_gate[gate] if block == "input" else 0.0)
     assert not getattr(cell, "bias_hh", torch.zeros(1)).any()
+
+
+def test_a_chrono_start_shares_out_a_minlstm_by_the_times() -> None:
+    cell = MinLSTM(2, 400).double()
+    init.chrono_(cell, longest=50.0)
+    with torch.no_grad():
+        cell.weight_ih.zero_()
+    gate = cell.gates(cell.project(torch.zeros(1, 1, 2, dtype=torch.float64))[0], cell.initial_state(1))
+    times = blocks(cell, "bias_ih")["forget"]
+    np.testing.assert_allclose(gate.input[0].detach().numpy(), 1 / (1 + np.exp(times)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("build", [Elman, LSTM, GRU, Leaky])
