@@ -165,8 +165,9 @@ class LRU(Cell):
     Reference: Orvieto et al. 2023, "Resurrecting recurrent neural networks for long sequences", arXiv:2303.06349
 
     lambda starts uniformly in the ring between the radii `r_min` and `r_max`, with phases up to `max_phase` radians, and
-    exp(gamma) = sqrt(1 - |lambda|^2), so that the state is as large as the input. D is a matrix, since there may be more or fewer
-    inputs than units. No bias and nothing that is not linear: the paper puts it between layers that are not. Sequences run through a scan (`cells.scan`) over complex numbers.
+    exp(gamma) = sqrt(1 - |lambda|^2), so that the state is as large as the input. D is a matrix, since there may be more or
+    fewer inputs than units. No bias and nothing that is not linear: the paper puts it between layers that are not. Sequences
+    run through a scan (`cells.scan`) over complex numbers.
     """
 
     blocks = ("real", "imaginary")
@@ -349,9 +350,9 @@ class SRU(Cell):
     Parameters: 4 * units * inputs + 2 * units
     Reference: Lei, Zhang, Wang, Dai & Artzi 2018, "Simple recurrent units for highly parallelizable recurrence", arXiv:1709.02755
 
-    W_h is the identity where there are as many inputs as units, and the parameters are fewer by units * inputs; with `peephole`
-    more by 2 * units. act is tanh, relu, logistic or identity (the last form has identity). The constant by which the last
-    form multiplies the highway, which only sets its size at the start, is left to W_h. Sequences run through a scan
+    W_h is the identity where there are as many inputs as units, and the parameters are fewer by units * inputs; with
+    `peephole` more by 2 * units. act is tanh, relu, logistic or identity (the last form has identity). The constant by which
+    the last form multiplies the highway, which only sets its size at the start, is left to W_h. Sequences run through a scan
     (`cells.scan`), but not with `peephole`, whose recurrence is not linear.
     """
 

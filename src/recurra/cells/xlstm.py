@@ -55,9 +55,10 @@ class SLSTM(Cell):
     Parameters: 4 * units * (inputs + units + 1)
     Reference: Beck et al. 2024, "xLSTM: extended long short-term memory", arXiv:2405.04517
 
-    c and n are kept divided by exp(m), m' = max(log f + m, log i), which changes no h and keeps every exponential at or below 1;
-    where nothing was written yet (n = 0), m' = log i. With `forget="exp"` the forget gate is an exponential too. One head: R is
-    whole. What it sees hangs on h, so a sequence has to be followed step by step. The convolution before it, and the norm and projections after it, are of the paper's block and not of its cell.
+    c and n are kept divided by exp(m), m' = max(log f + m, log i), which changes no h and keeps every exponential at or below
+    1; where nothing was written yet (n = 0), m' = log i. With `forget="exp"` the forget gate is an exponential too. One head:
+    R is whole. What it sees hangs on h, so a sequence has to be followed step by step. The convolution before it, and the
+    norm and projections after it, are of the paper's block and not of its cell.
     """
 
     blocks = ("input", "forget", "candidate", "output")
@@ -129,10 +130,10 @@ class MatrixLSTM(Cell):
     Reference: Beck et al. 2024, "xLSTM: extended long short-term memory", arXiv:2405.04517
 
     C and n are kept divided by exp(m), m' = max(log f + m, log i), and 1 in the last equation becomes exp(-m'); that changes no h.
-    `heads` is 1 unless it is given and divides the units. With `forget="exp"` the forget gate is an exponential too. In the paper
-    b_k is not divided by sqrt(d), in its authors' code it is. Sequences are followed in pieces: within one, each step looks back at
-    keys and values as attention does, and matrices are kept from piece to piece only. The multiplicative LSTM of 2016 is
-    `lstm-multiplicative`.
+    `heads` is 1 unless it is given and divides the units. With `forget="exp"` the forget gate is an exponential too. In the
+    paper b_k is not divided by sqrt(d), in its authors' code it is. Sequences are followed in pieces: within one, each step
+    looks back at keys and values as attention does, and matrices are kept from piece to piece only. The multiplicative LSTM
+    of 2016 is `lstm-multiplicative`.
     """
 
     blocks = ("query", "key", "value", "output")
