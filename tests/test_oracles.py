@@ -25,6 +25,7 @@ from recurra.cells import (
     LSTM,
     MGU,
     SRU,
+    Block,
     Cell,
     CoupledLSTM,
     Elman,
@@ -736,6 +737,30 @@ def test_zoneout_draws_anew_at_every_step() -> None:
 def test_zoneout_refuses_in_words_what_it_would_not_reach(build: Callable[[], Cell]) -> None:
     with pytest.raises(recurra.UsageError, match="not the first field of its state"):
         Zoneout(build(), 0.1)
+
+
+def test_a_block_is_its_equations() -> None:
+    def normed(a: Array, norm: Any) -> Array:
+        gain, shift = (p.detach().numpy() for p in (norm.weight, norm.bias))
+        return gain * (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + norm.eps) + shift
+
+    torch.manual_seed(0)
+    block = shaken(Block(GRU(3, 3), inputs=4, width=2))
+    xs, state = torch.randn(2, 5, 4, dtype=torch.float64), random_like(block.initial_state(2))
+    ys, last = block.unroll(xs, state)
+    past = xs.numpy() @ block.weight_in.detach().numpy().T
+    plain, plain_last = block.cell.unroll(torch.from_numpy(normed(past, block.norm_below)), state)
+    a = past + plain.detach().numpy()
+    wide = normed(a, block.norm_above) @ block.widen.weight.detach().numpy().T + block.widen.bias.detach().numpy()
+    wide *= np.vectorize(lambda w: 0.5 * (1 + math.erf(w / math.sqrt(2))))(wide)
+    close(ys, a + wide @ block.narrow.weight.detach().numpy().T + block.narrow.bias.detach().numpy())
+    close(last.h, plain_last.h.detach().numpy())
+    inner = sum(p.numel() for p in block.cell.parameters())
+    assert sum(p.numel() for p in block.parameters()) - inner == 3 * (2 * 2 * 3 + 2 + 5) + 3 * 4
+    with pytest.raises(
+        recurra.UsageError, match="has 4 inputs and 3 outputs; make them equal, and give the block inputs=4"
+    ):
+        Block(GRU(4, 3))
 
 
 def test_a_residual_cell_adds_its_input() -> None:

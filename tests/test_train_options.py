@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import recurra
-from recurra.cells import CELLS, Latent
+from recurra.cells import CELLS, Block, Latent
 from recurra.init import PRESETS
 
 SMALL = {"train": {"rows": 4, "chunk": 8, "validations": 1}}
@@ -35,6 +35,31 @@ def test_every_cell_trains_stacked_is_loaded_and_writes(cell: str, text: Path, t
     task = recurra.load(tmp_path / "run")
     assert task.generate("she ", length=5)
     assert task.evaluate()["scores"]["bits_per_character"] < 10
+
+
+@pytest.mark.parametrize("cell", ["mingru", "lru", "lstm"])
+def test_layers_in_blocks_train_and_are_loaded(cell: str, text: Path, tmp_path: Path) -> None:
+    blocks = {"layers": 2, "block": True, "dropout": 0.1}
+    trained(text, tmp_path / "run", cell=cell, model=blocks)
+    task = recurra.load(tmp_path / "run")
+    assert sum(isinstance(module, Block) for module in task.model.modules()) == 2
+    assert task.generate("she ", length=5)
+
+
+def test_blocks_stand_in_encoders_and_decoders_too(tmp_path: Path) -> None:
+    series = tmp_path / "series.csv"
+    series.write_text("y\n" + "\n".join(str(at % 7) for at in range(300)))
+    for name, data in {"classify": "synthetic:parity:5", "seq2seq": "synthetic:dates", "forecast": series}.items():
+        settings = {**SMALL, "model": {"block": True}}
+        short = {"steps": 1, "cell": "gru", "hidden": 4, "threads": 1}
+        task = recurra.train(name, data, out=tmp_path / name, settings=settings, **short)
+        blocks = sum(isinstance(module, Block) for module in task.model.modules())
+        assert blocks == {"classify": 2, "seq2seq": 3, "forecast": 1}[name], name
+
+
+def test_a_whole_model_does_not_stand_in_a_block(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(recurra.UsageError, match=r"the cell hmm is a whole model.* without --layers and model.block"):
+        trained(text, tmp_path / "run", cell="hmm", model={"block": True})
 
 
 @pytest.mark.parametrize("start", PRESETS)
