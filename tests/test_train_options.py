@@ -1,5 +1,8 @@
 """Every cell, start and penalty does its work in a training run."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +105,25 @@ def test_penalties_on_activity_make_it_low_or_slow(penalty: dict[str, float], te
     free = trained(text, tmp_path / "free", 40)
     held = trained(text, tmp_path / "held", 40, regularize=penalty)
     assert activity(held) < 0.8 * activity(free)
+
+
+TAKES_AND_GIVES = """
+import resource, sys, torch
+from recurra.fit import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+torch.ones(1 << 24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(1 << 24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked to keep what is freed")
+def test_freed_memory_is_kept_for_what_is_asked_for_next() -> None:
+    faults = {
+        way: int(subprocess.check_output([sys.executable, "-c", TAKES_AND_GIVES, way], text=True))
+        for way in ("kept", "given")
+    }
+    assert faults["kept"] < 0.5 * faults["given"]
