@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recurra import kernels, testing
 from recurra.cells import CELLS, Cell
+from recurra.fit import keep_freed_memory
 from recurra.models import Snapshot
 from recurra.state import leaves
 
@@ -38,6 +39,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    keep_freed_memory()  # as `recurra train` does
     if given.table == "steps":
         steps(given.cells or list(CELLS), given.seconds)
     else:
