@@ -345,7 +345,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
         "number in 2 that is not finite",
     ),
     "link out of the file": (
-        with_weights(put("layers/lstm/cell/vars/2", h5py.ExternalLink("/etc/passwd", "/"))),
+        with_weights(put("layers/lstm/cell/vars/2", h5py.ExternalLink("elsewhere.h5", "/"))),
         "2 is a link to somewhere else",
     ),
     "more than there is": (with_weights(declare_more_than_there_is), "the numbers of 0 are not in the file"),
