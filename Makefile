@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 .venv/.ready-dev: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  pytest hypothesis pytest-timeout pytest-xdist ruff mypy import-linter scikit-learn seqeval soundfile \
-	  sacrebleu pillow cma ipython selenium
+	  sacrebleu pillow cma ipython selenium h5py
 	touch $@
 
 # One process a core, each with one thread.

@@ -14,6 +14,7 @@ import json
 import lzma
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -141,12 +142,14 @@ def polyphonic_music(data: Path, out: Path) -> None:
             np.savez(out / folder / f"{name}.npz", values=values, bounds=np.cumsum([0, *map(len, sequences)]))
 
 
-def mnist(data: Path, out: Path) -> None:
+def mnist(data: Path, out: Path, shape: tuple[int, int] = (28, 28)) -> None:
+    """A picture is a sequence of its rows, or with the shape (784, 1) of its pixels."""
     for name in ("train", "test"):
         pictures, labels = (
             np.load(io.BytesIO(content(data / "mnist" / f"{name}-{kind}.npy.xz"))) for kind in ("images", "labels")
         )
-        np.savez(out / f"{name}.npz", x=pictures.astype(np.float32) / 255, y=labels.astype(np.int64))
+        steps = pictures.reshape(-1, *shape).astype(np.float32) / 255
+        np.savez(out / f"{name}.npz", x=steps, y=labels.astype(np.int64))
 
 
 def glove(data: Path, out: Path) -> None:
@@ -215,6 +218,8 @@ SETS: dict[str, Callable[[Path, Path], None]] = {
     "m4-hourly": m4_hourly,
     "polyphonic-music": polyphonic_music,
     "mnist": mnist,
+    "mnist-pixels": partial(mnist, shape=(784, 1)),
+    "tinyshakespeare": copies(input="tinyshakespeare/input.txt.gz"),
     "multi30k-en-de": multi30k,
     "tatoeba-en-es": copies(**{part: f"tatoeba-en-es/{part}.tsv.gz" for part in ("train", "valid", "test")}),
     "debian-summaries": copies(

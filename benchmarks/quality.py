@@ -52,6 +52,14 @@ EMOJI = (
     "--label {case} --steps 700 --set task.score=chrf --set task.length_penalty=1.5 --set task.image=every-step "
     "--set model.dropout=0.5 --set model.input_dropout=0.4"
 )
+PIXELS = (
+    "classify {sets}/mnist-pixels/train.npz --test {sets}/mnist-pixels/test.npz --minutes 28 --set model.init=chrono "
+    "--set task.bidirectional=false --set task.pooling=mean --set train.rows=64 --set model.dropout=0 --set model.input_dropout=0"
+)
+SHAKESPEARE = (
+    "language {sets}/tinyshakespeare/input.txt --layers 3 --hidden 256 --minutes 28 --set model.block=true --set model.dropout=0.3 "
+    "--set model.input_dropout=0.1 --set optimizer.rate=4e-3"
+)
 FOLDS = tuple(map(str, range(10)))
 
 TRIALS = {
@@ -87,6 +95,15 @@ TRIALS = {
         "classify {sets}/mnist/train.npz --test {sets}/mnist/test.npz --steps 3500 --set train.rows=128", {"accuracy": ">= 0.985"},
         "", seeds=(0, 1, 2),
     ),
+    "mnist by pixels, mingru": Trial(
+        f"{PIXELS} --cell mingru --layers 3 --hidden 96 --set optimizer.rate=6e-3", {"accuracy": ">= 0.97"}, "GRU 96.2",
+    ),
+    "mnist by pixels, lru": Trial(
+        f"{PIXELS} --cell lru --layers 2 --hidden 64 --set model.block=true", {"accuracy": ">= 0.97"}, "",
+    ),
+    "mnist by pixels, lstm": Trial(f"{PIXELS} --cell lstm --hidden 128", {"accuracy": ">= 0.97"}, "LSTM 87.2"),
+    "tinyshakespeare, mingru": Trial(f"{SHAKESPEARE} --cell mingru", {"bits_per_character": "<= 2.236"}, "1.548 nats"),
+    "tinyshakespeare, minlstm": Trial(f"{SHAKESPEARE} --cell minlstm", {"bits_per_character": "<= 2.236"}, "1.555 nats"),
     "ett-h1, 96 -> 96": Trial(
         "forecast {sets}/ett-h1/ETTh1.csv --cell gru --steps 640 --set task.train_steps=8640 --set task.valid_steps=2880 "
         "--set task.test_steps=2880 --set task.context=96 --set task.horizon=96", {"mse_scaled": "<= 0.385"}, "SegRNN 0.368",

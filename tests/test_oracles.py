@@ -24,6 +24,8 @@ from recurra.cells import (
     GRU,
     LSTM,
     MGU,
+    SRU,
+    Block,
     Cell,
     CoupledLSTM,
     Elman,
@@ -32,6 +34,8 @@ from recurra.cells import (
     LayerNormLSTM,
     Leaky,
     LearntStart,
+    MinGRU,
+    MinLSTM,
     PeepholeLSTM,
     Projected,
     ProjectedLSTM,
@@ -484,6 +488,8 @@ GATED: dict[
     "gru, reset before": (partial(GRU, reset="before"), "update", 1.0),
     "gru layer norm": (LayerNormGRU, "update", 1.0),
     "mgu": (MGU, "forget", -1.0),
+    "mingru": (MinGRU, "update", -1.0),
+    "sru": (SRU, "forget", 1.0),
 }
 
 
@@ -550,6 +556,16 @@ def test_chrono_biases_are_logarithms_of_the_times_asked_for(name: str) -> None:
         if block != gate:
             np.testing.assert_array_equal(values, -of_gate[gate] if block == "input" else 0.0)
     assert not getattr(cell, "bias_hh", torch.zeros(1)).any()
+
+
+def test_a_chrono_start_shares_out_a_minlstm_by_the_times() -> None:
+    cell = MinLSTM(2, 400).double()
+    init.chrono_(cell, longest=50.0)
+    with torch.no_grad():
+        cell.weight_ih.zero_()
+    gate = cell.gates(cell.project(torch.zeros(1, 1, 2, dtype=torch.float64))[0], cell.initial_state(1))
+    times = blocks(cell, "bias_ih")["forget"]
+    np.testing.assert_allclose(gate.input[0].detach().numpy(), 1 / (1 + np.exp(times)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("build", [Elman, LSTM, GRU, Leaky])
@@ -721,6 +737,30 @@ def test_zoneout_draws_anew_at_every_step() -> None:
 def test_zoneout_refuses_in_words_what_it_would_not_reach(build: Callable[[], Cell]) -> None:
     with pytest.raises(recurra.UsageError, match="not the first field of its state"):
         Zoneout(build(), 0.1)
+
+
+def test_a_block_is_its_equations() -> None:
+    def normed(a: Array, norm: Any) -> Array:
+        gain, shift = (p.detach().numpy() for p in (norm.weight, norm.bias))
+        return gain * (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + norm.eps) + shift
+
+    torch.manual_seed(0)
+    block = shaken(Block(GRU(3, 3), inputs=4, width=2))
+    xs, state = torch.randn(2, 5, 4, dtype=torch.float64), random_like(block.initial_state(2))
+    ys, last = block.unroll(xs, state)
+    past = xs.numpy() @ block.weight_in.detach().numpy().T
+    plain, plain_last = block.cell.unroll(torch.from_numpy(normed(past, block.norm_below)), state)
+    a = past + plain.detach().numpy()
+    wide = normed(a, block.norm_above) @ block.widen.weight.detach().numpy().T + block.widen.bias.detach().numpy()
+    wide *= np.vectorize(lambda w: 0.5 * (1 + math.erf(w / math.sqrt(2))))(wide)
+    close(ys, a + wide @ block.narrow.weight.detach().numpy().T + block.narrow.bias.detach().numpy())
+    close(last.h, plain_last.h.detach().numpy())
+    inner = sum(p.numel() for p in block.cell.parameters())
+    assert sum(p.numel() for p in block.parameters()) - inner == 3 * (2 * 2 * 3 + 2 + 5) + 3 * 4
+    with pytest.raises(
+        recurra.UsageError, match="has 4 inputs and 3 outputs; make them equal, and give the block inputs=4"
+    ):
+        Block(GRU(4, 3))
 
 
 def test_a_residual_cell_adds_its_input() -> None:

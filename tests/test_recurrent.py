@@ -26,7 +26,7 @@ from recurra.cells import (
     Stacked,
     Window,
 )
-from recurra.recurrent import Bidirectional, Deep, Layer, Recurrent
+from recurra.recurrent import Bidirectional, Deep, Layer, Recurrent, Reversed
 from recurra.state import flipped, leaves, named
 
 LAYERS: dict[str, Callable[[], Layer]] = {
@@ -44,6 +44,11 @@ LAYERS: dict[str, Callable[[], Layer]] = {
     "bidirectional, two kinds and sizes": lambda: Bidirectional(GRU(4, 3), PeepholeLSTM(4, 2)),
     "bidirectional stacked": lambda: Bidirectional(Stacked([GRU(4, 3), LSTM(3, 3)]), Elman(4, 1)),
     "bidirectional, learnt and random start": lambda: Bidirectional(LearntStart(LSTM(4, 3)), RandomStart(GRU(4, 2))),
+    "bidirectional, sum": lambda: Bidirectional(GRU(4, 3), LSTM(4, 3), merge="sum"),
+    "bidirectional, mean": lambda: Bidirectional(GRU(4, 3), GRU(4, 3), merge="mean"),
+    "bidirectional, product": lambda: Bidirectional(LSTM(4, 3), LSTM(4, 3), merge="product"),
+    "reversed": lambda: Reversed(Recurrent(LSTM(4, 3))),
+    "reversed bidirectional": lambda: Reversed(Bidirectional(GRU(4, 3), GRU(4, 2))),
     "deep of one": lambda: Deep([Recurrent(GRU(4, 3))]),
     "deep": lambda: Deep([Recurrent(LSTM(4, 3)), Recurrent(LearntStart(GRU(3, 2)))]),
     "deep bidirectional": lambda: Deep(
@@ -135,6 +140,29 @@ def test_the_summary_of_two_directions_is_what_each_said_last() -> None:
         if length:
             torch.testing.assert_close(summary[row, :3], ys[row, length - 1, :3])
             torch.testing.assert_close(summary[row, 3:], ys[row, 0, 3:])
+
+
+@pytest.mark.parametrize("kinds", [(GRU, GRU), (GRU, LSTM)], ids=["one kernel", "two kinds"])
+def test_merged_directions_are_those_that_stand_side_by_side(kinds: tuple[type[Cell], type[Cell]]) -> None:
+    cells, xs = [kind(4, 3) for kind in kinds], torch.randn(4, 7, 4)
+    merged = {
+        "sum": lambda a, b: a + b,
+        "mean": lambda a, b: 0.5 * a + 0.5 * b,
+        "product": lambda a, b: a * b,
+    }
+    both = Bidirectional(*cells)(xs, LENGTHS)
+    for name, merge in merged.items():
+        for got, sides in zip(Bidirectional(*cells, merge=name)(xs, LENGTHS), both, strict=True):
+            torch.testing.assert_close(got, merge(*sides.chunk(2, dim=-1)))
+
+
+def test_a_reversed_layer_says_what_it_says_of_the_rows_turned_round() -> None:
+    layer, xs = Recurrent(GRU(4, 3)), torch.randn(2, 5, 4)
+    ys, summary = Reversed(layer)(xs, torch.tensor([5, 3]))
+    for row, length in enumerate((5, 3)):
+        alone, end = layer(xs[row : row + 1, :length].flip(1))
+        torch.testing.assert_close(ys[row, :length], alone[0])
+        torch.testing.assert_close(summary[row], end[0])
 
 
 def test_a_deep_layer_says_what_its_layers_say_one_after_the_other() -> None:
@@ -240,8 +268,24 @@ def twice() -> Layer:
             "6 outputs cannot stand under one with 3 inputs; build the upper one with input_size=6",
         ),
         (lambda: Deep([]), "no layers, wanted at least one"),
+        (
+            lambda: Bidirectional(LSTM(4, 3), LSTM(4, 2), merge="sum"),
+            "a sum wants as many outputs from both directions, and these cells have 3 and 2",
+        ),
+        (
+            lambda: Bidirectional(LSTM(4, 3), LSTM(4, 3), merge="ave"),  # type: ignore[arg-type]
+            "there is no merge called 'ave'; they are concat, sum, mean, product",
+        ),
     ],
-    ids=["input sizes", "one cell twice", "deep sizes", "deep bidirectional sizes", "no layers"],
+    ids=[
+        "input sizes",
+        "one cell twice",
+        "deep sizes",
+        "deep bidirectional sizes",
+        "no layers",
+        "merged sizes",
+        "merge",
+    ],
 )
 def test_layers_that_do_not_fit_together_are_refused_in_words(make: Callable[[], Layer], words: str) -> None:
     with pytest.raises(recurra.UsageError, match=words):

@@ -17,6 +17,7 @@ import torch
 import recurra
 import recurra.errors
 from recurra import storage
+from recurra.cells import CELLS
 from recurra.errors import DamagedError, RecurraError, UsageError
 from recurra.fit import OPTIMIZERS
 
@@ -251,6 +252,27 @@ def test_every_cell_and_kind_of_tokens_resumes_exactly(cell: str, kind: str, tex
     train(text, tmp_path / "broken", settings, stop_at=7, cell=cell)
     train(text, tmp_path / "broken", settings, cell=cell)
     assert bits_of(tmp_path / "broken") == bits_of(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("unflushed")
+def test_every_cell_trains_resumes_to_the_bit_writes_and_streams(cell: str, text: Path, tmp_path: Path) -> None:
+    settings = small(train={"rows": 2, "chunk": 4, "validations": 1})
+    short = {"cell": cell, "steps": 4, "hidden": 4, "layers": 1 if cell in ("hmm", "kalman") else 2}
+    train(text, tmp_path / "straight", settings, **short)
+    train(text, tmp_path / "broken", settings, stop_at=2, **short)
+    train(text, tmp_path / "broken", settings, **short)
+    assert bits_of(tmp_path / "broken") == bits_of(tmp_path / "straight")
+
+    task = recurra.load(tmp_path / "broken")
+    assert task.generate("the ", length=5, seed=1) == task.generate("the ", length=5, seed=1)
+    tokens = torch.from_numpy(task.tokens.encode("the cat").astype("int64"))[None]
+    with torch.no_grad():
+        scores, _ = task.model.unroll(tokens, task.model.initial_state(1))
+    stream, state = task.stream(), task.stream().initial_state()
+    for at, token in enumerate(tokens[0].tolist()):
+        score, state = stream.step(token, state)
+        torch.testing.assert_close(score[0], scores[0, at], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("unflushed")

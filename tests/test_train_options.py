@@ -1,5 +1,8 @@
 """Every cell, start and penalty does its work in a training run."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,7 @@ import pytest
 import torch
 
 import recurra
-from recurra.cells import CELLS, Latent
+from recurra.cells import CELLS, Block, Latent
 from recurra.init import PRESETS
 
 SMALL = {"train": {"rows": 4, "chunk": 8, "validations": 1}}
@@ -35,6 +38,31 @@ def test_every_cell_trains_stacked_is_loaded_and_writes(cell: str, text: Path, t
     task = recurra.load(tmp_path / "run")
     assert task.generate("she ", length=5)
     assert task.evaluate()["scores"]["bits_per_character"] < 10
+
+
+@pytest.mark.parametrize("cell", ["mingru", "lru", "lstm"])
+def test_layers_in_blocks_train_and_are_loaded(cell: str, text: Path, tmp_path: Path) -> None:
+    blocks = {"layers": 2, "block": True, "dropout": 0.1}
+    trained(text, tmp_path / "run", cell=cell, model=blocks)
+    task = recurra.load(tmp_path / "run")
+    assert sum(isinstance(module, Block) for module in task.model.modules()) == 2
+    assert task.generate("she ", length=5)
+
+
+def test_blocks_stand_in_encoders_and_decoders_too(tmp_path: Path) -> None:
+    series = tmp_path / "series.csv"
+    series.write_text("y\n" + "\n".join(str(at % 7) for at in range(300)))
+    for name, data in {"classify": "synthetic:parity:5", "seq2seq": "synthetic:dates", "forecast": series}.items():
+        settings = {**SMALL, "model": {"block": True}}
+        short = {"steps": 1, "cell": "gru", "hidden": 4, "threads": 1}
+        task = recurra.train(name, data, out=tmp_path / name, settings=settings, **short)
+        blocks = sum(isinstance(module, Block) for module in task.model.modules())
+        assert blocks == {"classify": 2, "seq2seq": 3, "forecast": 1}[name], name
+
+
+def test_a_whole_model_does_not_stand_in_a_block(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(recurra.UsageError, match=r"the cell hmm is a whole model.* without --layers and model.block"):
+        trained(text, tmp_path / "run", cell="hmm", model={"block": True})
 
 
 @pytest.mark.parametrize("start", PRESETS)
@@ -77,3 +105,25 @@ def test_penalties_on_activity_make_it_low_or_slow(penalty: dict[str, float], te
     free = trained(text, tmp_path / "free", 40)
     held = trained(text, tmp_path / "held", 40, regularize=penalty)
     assert activity(held) < 0.8 * activity(free)
+
+
+TAKES_AND_GIVES = """
+import resource, sys, torch
+from recurra.fit import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+torch.ones(1 << 24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(1 << 24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked to keep what is freed")
+def test_freed_memory_is_kept_for_what_is_asked_for_next() -> None:
+    faults = {
+        way: int(subprocess.check_output([sys.executable, "-c", TAKES_AND_GIVES, way], text=True))
+        for way in ("kept", "given")
+    }
+    assert faults["kept"] < 0.5 * faults["given"]

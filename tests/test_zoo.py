@@ -389,7 +389,7 @@ def test_gates_beyond_the_range_of_numbers_do_no_harm(build: Callable[[], Cell],
     with torch.no_grad():
         bias = cell.bias_ih if isinstance(cell, SLSTM) else cell.get_parameter("bias_gates")
         bias[: len(bias) // (4 if isinstance(cell, SLSTM) else 2)] += size
-    ys, last = cell.unroll(torch.randn(2, 5, 2), cell.initial_state(2))
+    ys, last = cell.unroll(torch.randn(2, 70, 2), cell.initial_state(2))
     ys.sum().backward()
     assert ys.isfinite().all() and all(leaf.isfinite().all() for leaf in leaves(last))
     assert all(p.grad.isfinite().all() for p in cell.parameters() if p.grad is not None)
@@ -524,7 +524,11 @@ def test_pieces_join_to_the_whole(reverse: bool, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: MinGRU(3, 4), lambda: MinLSTM(3, 4), lambda: LRU(3, 4), lambda: QRNN(3, 4), lambda: SRU(3, 4)]
+    "build",
+    [
+        *(lambda: MinGRU(3, 4), lambda: MinLSTM(3, 4), lambda: LRU(3, 4), lambda: QRNN(3, 4), lambda: SRU(3, 4)),
+        *(lambda: MatrixLSTM(3, 4, heads=2), lambda: MatrixLSTM(3, 4, forget="exp")),
+    ],
 )
 def test_long_sequences_through_a_scan_are_the_loop_to_float32(build: Callable[[], Cell]) -> None:
     torch.manual_seed(0)
@@ -535,6 +539,30 @@ def test_long_sequences_through_a_scan_are_the_loop_to_float32(build: Callable[[
         wanted = cell.unroll(xs, start, lengths)
     for one, other in zip(leaves(found), leaves(wanted), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("forget", ["sigmoid", "exp"])
+@pytest.mark.parametrize("steps", [1, 63, 64, 65, 130])
+def test_matrix_memories_in_pieces_are_the_steps_and_their_gradients(forget: Any, steps: int) -> None:
+    torch.manual_seed(0)
+    cell = shaken(MatrixLSTM(3, 6, heads=2, forget=forget))
+    xs, lengths = torch.randn(3, steps, 3, dtype=torch.float64), torch.tensor([steps, 0, (steps + 1) // 2])
+    start = random_like(cell.initial_state(3))
+
+    def asked() -> list[torch.Tensor]:
+        given = [part.detach().requires_grad_() for part in (xs, *leaves(start))]
+        ys, last = cell.unroll(given[0], type(start)(*given[1:]), lengths)
+        asked = [*given, *cell.parameters()]
+        said = (ys * torch.linspace(0.5, 1.5, 6, dtype=ys.dtype)).sum() + sum(
+            leaf.square().sum() for leaf in leaves(last)
+        )
+        return [ys, *leaves(last), *torch.autograd.grad(said, asked)]
+
+    found = asked()
+    with kernels.reference():
+        wanted = asked()
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
 def test_second_derivatives_of_a_scan_in_pieces() -> None:

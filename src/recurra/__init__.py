@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from recurra.errors import Interrupted as Interrupted
     from recurra.errors import RecurraError as RecurraError
     from recurra.errors import UsageError as UsageError
+    from recurra.keras import from_keras as from_keras
     from recurra.kernels import reference as reference
     from recurra.learn import BPTT as BPTT
     from recurra.learn import LEARNERS as LEARNERS
@@ -51,6 +52,7 @@ _HOMES = {
     "recurra.decode": ["Sampler", "generate"],
     "recurra.drop_in": ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "replace", "restore"],
     "recurra.errors": ["DamagedError", "DataError", "Interrupted", "RecurraError", "UsageError"],
+    "recurra.keras": ["from_keras"],
     "recurra.kernels": ["reference"],
     "recurra.learn": ["BPTT", "LEARNERS", "Learner"],
     "recurra.models": ["SequenceModel", "language_model"],

@@ -99,7 +99,9 @@ def train(
     """
     from recurra import api, run
     from recurra import config as configuration
+    from recurra.fit import keep_freed_memory
 
+    keep_freed_memory()
     values = configuration.override(configuration.read(config) if config else {}, setting or [])
     short = dict(
         cell=cell, hidden=hidden, layers=layers, epochs=epochs, minutes=minutes, steps=steps,

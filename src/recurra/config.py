@@ -77,6 +77,10 @@ class ModelConfig(Section):
         "auto", description="units of each layer; auto: 384, or 512 where the budget reads the text often"
     )
     layers: int = Field(1, ge=1, le=128)
+    block: bool = Field(
+        False,
+        description="each cell between norms, with a way past it and a layer behind it: for mingru, minlstm, lru, qrnn",
+    )
     input_dropout: Share | Auto = Field("auto", description="share of embedding features dropped, locked over a chunk")
     dropout: Share | Auto = Field("auto", description="share of outputs of each layer dropped, locked over a chunk")
     recurrent_dropout: Share | Auto = Field("auto", description="share of recurrent weights dropped")

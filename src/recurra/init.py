@@ -1,7 +1,8 @@
 """Where parameters start.
 
-The functions act in place on a cell, or on every cell within a module: on whatever has a `weight_hh` and names the blocks
-of its rows in `blocks`. `PRESETS` are whole starts under the names that `--set model.init=NAME` takes.
+The functions act in place on a cell, or on every cell within a module: on whatever names the blocks of its rows in `blocks` and
+has a `weight_hh`, or, for biases of gates, a `bias_ih`. `PRESETS` are whole starts under the names that `--set model.init=NAME`
+takes.
 """
 
 import math
@@ -49,7 +50,7 @@ def glorot_(module: nn.Module) -> None:
 def forget_bias_(module: nn.Module, value: float = 1.0) -> None:
     """No bias, except `value` on the gate that keeps the state: the start is to remember (Jozefowicz, Zaremba & Sutskever
     2015, "An empirical exploration of recurrent network architectures")."""
-    for cell in _cells(module):
+    for cell in _gated(module):
         _zero_biases(cell)
         for name in set(cell.blocks) & set(FORGETTING):
             _bias_block(cell, name).fill_(_keeps(cell) * value)
@@ -59,7 +60,7 @@ def forget_bias_(module: nn.Module, value: float = 1.0) -> None:
 def chrono_(module: nn.Module, longest: float = 100.0) -> None:
     """Biases for memories that last from 1 to `longest` steps: log u on the gate that keeps, u uniform in [1, longest - 1],
     and -log u on the input gate where there is one (Tallec & Ollivier 2018, arXiv:1804.11188)."""
-    for cell in _cells(module):
+    for cell in _gated(module):
         _zero_biases(cell)
         for name in set(cell.blocks) & set(FORGETTING):
             block = _bias_block(cell, name)
@@ -118,6 +119,11 @@ PRESETS: dict[str, Callable[[nn.Module], None]] = {
 
 def _cells(module: nn.Module) -> Iterator[Any]:
     return (child for child in module.modules() if "weight_hh" in child._parameters and hasattr(child, "blocks"))
+
+
+def _gated(module: nn.Module) -> Iterator[Any]:
+    """Cells whose biases can be set by block: gates may see the input alone, and then there is no weight_hh."""
+    return (child for child in module.modules() if "bias_ih" in child._parameters and hasattr(child, "blocks"))
 
 
 def _recurrent_blocks(module: nn.Module) -> Iterator[tuple[Any, Tensor]]:

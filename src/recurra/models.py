@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast, final
+from typing import Any, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from recurra.cells import (
     CELLS,
     HMM,
+    Block,
     Cell,
     Kalman,
     Latent,
@@ -96,18 +97,26 @@ def resting(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def stack(cell: str, inputs: int, hidden: int, layers: int, dropout: float, **options: object) -> Cell:
-    """`layers` cells of the same kind on top of each other, with locked dropout on the outputs of each. One state-space model may
-    stand here alone: its outputs are forecasts, of which nothing is dropped. Raises UsageError for other whole models."""
-    if cell_called(cell) is Kalman and layers == 1:
+def stack(
+    cell: str, inputs: int, hidden: int, layers: int, dropout: float, *, block: bool = False, **options: object
+) -> Cell:
+    """`layers` cells of the same kind on top of each other, each in a `Block` if asked for, with locked dropout on the outputs of
+    each. One state-space model may stand here alone: its outputs are forecasts, of which nothing is dropped. Raises UsageError
+    for other whole models."""
+    if cell_called(cell) is Kalman and layers == 1 and not block:
         return Kalman(inputs, hidden, **options)
     kind = layer_called(cell)
     cells: list[Cell] = []
     for _ in range(layers):
-        cells.append(kind(cells[-1].output_size if cells else inputs, hidden, **options))
+        cells.append(one_layer(kind, cells[-1].output_size if cells else inputs, hidden, block, options))
     if dropout > 0:
         cells = [LockedDropout(one, dropout) for one in cells]
     return cells[0] if layers == 1 else Stacked(cells)
+
+
+def one_layer(kind: type[Cell], inputs: int, hidden: int, block: bool, options: dict[str, Any]) -> Cell:
+    """A cell with these options, in a `Block` if asked for."""
+    return Block(kind(hidden, hidden, **options), inputs) if block else kind(inputs, hidden, **options)
 
 
 def layer_called(name: str) -> type[Cell]:
@@ -115,7 +124,8 @@ def layer_called(name: str) -> type[Cell]:
     kind = cell_called(name)
     if issubclass(kind, Latent):
         raise UsageError(
-            f"the cell {name} is a whole model, of one layer: hmm is for the language task, kalman for forecast, without --layers"
+            f"the cell {name} is a whole model, of one layer: hmm is for the language task, kalman for forecast, without --layers "
+            "and model.block"
         )
     return kind
 
@@ -131,13 +141,14 @@ def language_model(
     input_dropout: float = 0.0,
     dropout: float = 0.0,
     recurrent_dropout: float = 0.0,
+    block: bool = False,
     start: str = "torch",
     **options: object,
 ) -> SequenceModel | HMM:
     """Next-token scores. `embedding` None is one-hot; `tied` uses one matrix for embedding and readout (Press & Wolf 2017,
-    arXiv:1608.05859), then the embedding has the size of the hidden state; `recurrent_dropout` is `weight_drop`'s; `start`
-    is a name in `init.PRESETS`. Of a hidden Markov model (`hmm`) `hidden` says all."""
-    if cell == "hmm" and layers == 1:
+    arXiv:1608.05859), then the embedding has the size of the hidden state; `recurrent_dropout` is `weight_drop`'s; with `block`
+    each layer is a cell in a `Block`; `start` is a name in `init.PRESETS`. Of a hidden Markov model (`hmm`) `hidden` says all."""
+    if cell == "hmm" and layers == 1 and not block:
         return HMM(vocabulary, hidden, **options)
     _check_start(start)
     if tied and embedding is None:
@@ -146,7 +157,7 @@ def language_model(
     if embedding is not None:
         table = nn.Embedding(vocabulary, hidden if tied else embedding)
         nn.init.normal_(table.weight, std=0.1 if tied else 0.3)
-    core = stack(cell, table.embedding_dim, hidden, layers, dropout, **options)
+    core = stack(cell, table.embedding_dim, hidden, layers, dropout, block=block, **options)
     PRESETS[start](core)
     if recurrent_dropout > 0:
         weight_drop(core, recurrent_dropout)
@@ -222,15 +233,22 @@ class Encoder(nn.Module):
 
 
 def encoder_layers(
-    cell: str, inputs: int, hidden: int, layers: int, bidirectional: bool, start: str = "torch", **options: object
+    cell: str,
+    inputs: int,
+    hidden: int,
+    layers: int,
+    bidirectional: bool,
+    start: str = "torch",
+    block: bool = False,
+    **options: object,
 ) -> list[Layer]:
-    """Recurrent layers of the same kind, in one direction or in both."""
+    """Recurrent layers of the same kind, in one direction or in both, each cell in a `Block` if asked for."""
     _check_start(start)
     kind = layer_called(cell)
     made: list[Layer] = []
     for _ in range(layers):
         size = made[-1].output_size if made else inputs
-        cells = [kind(size, hidden, **options) for _ in range(1 + bidirectional)]
+        cells = [one_layer(kind, size, hidden, block, options) for _ in range(1 + bidirectional)]
         for one in cells:
             PRESETS[start](one)
         made.append(Bidirectional(*cells) if bidirectional else Recurrent(cells[0]))

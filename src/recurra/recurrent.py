@@ -6,9 +6,9 @@ wants the last one takes `summary`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import cast, final
+from typing import Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +48,41 @@ class Recurrent(Layer):
 
 
 @final
+class Reversed(Layer):
+    """A layer that is handed each row from its own end to its start. Its outputs stand in the order in which it read."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer, self.input_size, self.output_size = layer, layer.input_size, layer.output_size
+
+    def forward(self, xs: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.layer(flipped(xs, lengths), lengths)
+
+
+Merge = Literal["concat", "sum", "mean", "product"]
+MERGES: dict[Merge, Callable[[Tensor, Tensor], Tensor]] = {
+    "concat": lambda forwards, backwards: torch.cat([forwards, backwards], dim=-1),
+    "sum": torch.add,
+    "mean": lambda forwards, backwards: (forwards + backwards) / 2,
+    "product": torch.mul,
+}
+
+
+@final
 class Bidirectional(Layer):
     """Two cells, one reading each row from its start and one from its own end; outputs side by side, forward first, and the
-    summary is what each said last (Schuster & Paliwal 1997, IEEE Transactions on Signal Processing 45)."""
+    summary is what each said last (Schuster & Paliwal 1997, IEEE Transactions on Signal Processing 45). With a `merge` of
+    sum, mean or product the outputs of two cells of one size become one of that size, unit by unit."""
 
-    def __init__(self, forwards: Cell, backwards: Cell) -> None:
+    def __init__(self, forwards: Cell, backwards: Cell, *, merge: Merge = "concat") -> None:
         super().__init__()
+        if merge not in MERGES:
+            raise UsageError(f"there is no merge called {merge!r}; they are {', '.join(MERGES)}")
+        if merge != "concat" and forwards.output_size != backwards.output_size:
+            raise UsageError(
+                f"a {merge} wants as many outputs from both directions, and these cells have {forwards.output_size} and "
+                f'{backwards.output_size}; build both of one size, or take merge="concat"'
+            )
         if forwards.input_size != backwards.input_size:
             raise UsageError(
                 f"the two directions read the same inputs, and these cells have {forwards.input_size} and "
@@ -62,17 +91,17 @@ class Bidirectional(Layer):
         if forwards is backwards:
             raise UsageError("the two directions were given the same cell; build one for each")
         self.forwards, self.backwards = Recurrent(forwards), Recurrent(backwards)
-        self.input_size = forwards.input_size
-        self.output_size = forwards.output_size + backwards.output_size
+        self.input_size, self.merge = forwards.input_size, merge
+        self.output_size = forwards.output_size + (backwards.output_size if merge == "concat" else 0)
 
     def forward(self, xs: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        both = self._side_by_side(xs, lengths)
+        both, merge = self._side_by_side(xs, lengths), MERGES[self.merge]
         if both is not None:
             (ys, last), (reversed_ys, first) = both
-            return torch.cat([ys, reversed_ys], dim=2), torch.cat([last[0], first[0]], dim=1)
+            return merge(ys, reversed_ys), merge(last[0], first[0])
         ys, end = self.forwards(xs, lengths)
         reversed_ys, begin = self.backwards(flipped(xs, lengths), lengths)
-        return torch.cat([ys, flipped(reversed_ys, lengths)], dim=2), torch.cat([end, begin], dim=1)
+        return merge(ys, flipped(reversed_ys, lengths)), merge(end, begin)
 
     def _side_by_side(self, xs: Tensor, lengths: Tensor | None) -> list[kernels.Result] | None:
         """Both directions in one call of the kernel, where they have the same one. Its cells put out the first field of their

@@ -143,6 +143,7 @@ def _rounds(work: dict[str, Callable[[], None]], seconds: float) -> list[dict[st
     while len(rounds) < 4 or time.perf_counter() - began < seconds:
         taken = {}
         for name, once in work.items():
+            once()  # what ran before has left caches and memory as it wanted them
             start = time.perf_counter()
             once()
             taken[name] = time.perf_counter() - start

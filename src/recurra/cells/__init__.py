@@ -15,7 +15,7 @@ from recurra.cells.orthogonal import Orthogonal
 from recurra.cells.packed import Packed, with_packed_weights
 from recurra.cells.reservoir import Reservoir, ReservoirState
 from recurra.cells.window import Window, WindowState
-from recurra.cells.wrap import LearntStart, LockedDropout, Projected, RandomStart, Residual, Stacked, Zoneout
+from recurra.cells.wrap import Block, LearntStart, LockedDropout, Projected, RandomStart, Residual, Stacked, Zoneout
 from recurra.cells.xlstm import SLSTM, MatrixLSTM, MatrixState, ScalarState
 from recurra.errors import UsageError
 
@@ -72,6 +72,7 @@ __all__ = [
     "QRNN",
     "SLSTM",
     "SRU",
+    "Block",
     "Cell",
     "CfC",
     "Clockwork",

@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recurra import kernels
 from recurra.cells.base import Cell
 from recurra.cells.elman import ACTIVATIONS, Activation
-from recurra.cells.scan import followed
+from recurra.cells.scan import followed, may_scan
 from recurra.errors import UsageError
 from recurra.init import uniform_
-from recurra.state import leaves, masked
+from recurra.state import masked
 
 
 class MinimalState(NamedTuple):
@@ -166,8 +165,9 @@ class LRU(Cell):
     Reference: Orvieto et al. 2023, "Resurrecting recurrent neural networks for long sequences", arXiv:2303.06349
 
     lambda starts uniformly in the ring between the radii `r_min` and `r_max`, with phases up to `max_phase` radians, and
-    exp(gamma) = sqrt(1 - |lambda|^2), so that the state is as large as the input. No bias and nothing that is not linear: the
-    paper puts it between layers that are not. Sequences run through a scan (`cells.scan`) over complex numbers.
+    exp(gamma) = sqrt(1 - |lambda|^2), so that the state is as large as the input. D is a matrix, since there may be more or
+    fewer inputs than units. No bias and nothing that is not linear: the paper puts it between layers that are not. Sequences
+    run through a scan (`cells.scan`) over complex numbers.
     """
 
     blocks = ("real", "imaginary")
@@ -350,8 +350,9 @@ class SRU(Cell):
     Parameters: 4 * units * inputs + 2 * units
     Reference: Lei, Zhang, Wang, Dai & Artzi 2018, "Simple recurrent units for highly parallelizable recurrence", arXiv:1709.02755
 
-    W_h is the identity where there are as many inputs as units, and the parameters are fewer by units * inputs; with `peephole`
-    more by 2 * units. act is tanh, relu, logistic or identity (the last form has identity). Sequences run through a scan
+    W_h is the identity where there are as many inputs as units, and the parameters are fewer by units * inputs; with
+    `peephole` more by 2 * units. act is tanh, relu, logistic or identity (the last form has identity). The constant by which
+    the last form multiplies the highway, which only sets its size at the start, is left to W_h. Sequences run through a scan
     (`cells.scan`), but not with `peephole`, whose recurrence is not linear.
     """
 
@@ -406,8 +407,3 @@ def add_input_weights(cell: Any, units: int, inputs: int) -> None:
     rows = len(cell.blocks) * units
     cell.weight_ih = nn.Parameter(uniform_(inputs, rows, inputs))
     cell.bias_ih = nn.Parameter(uniform_(inputs, rows))
-
-
-def may_scan(cell: Cell, xs: Tensor, state: Any) -> bool:
-    """Whether this call may run through a scan: there are steps, and only eager torch is looking."""
-    return xs.shape[1] > 0 and kernels.may_take_another_way(xs, *leaves(state), *cell.parameters())

@@ -27,9 +27,10 @@ class LTC(Cell):
     Parameters: units * (inputs + units + 3)
     Reference: Hasani, Lechner, Amini, Rus & Grosu 2021, "Liquid time-constant networks", arXiv:2006.04439
 
-    tau starts log-uniform between 1 and `slowest` steps, A uniform in [-1, 1]. The solver is implicit: no dt makes it unstable.
-    dt is 1; with `elapsed=True` it is the last input feature, which is not multiplied by weights (then the parameters are
-    fewer by `units`). `unfolds` is 6 unless it is given.
+    f is one number a unit, as in the paper's equations; its authors' code gives every synapse a sigmoid and a target of its
+    own. tau starts log-uniform between 1 and `slowest` steps, A uniform in [-1, 1]. The solver is implicit: no dt makes it
+    unstable. dt is 1; with `elapsed=True` it is the last input feature, which is not multiplied by weights (then the
+    parameters are fewer by `units`). `unfolds` is 6 unless it is given.
     """
 
     blocks = ("hidden",)
@@ -90,8 +91,9 @@ class CfC(Cell):
     Parameters: 3 * units * (inputs + units + 1)
     Reference: Hasani et al. 2022, "Closed-form continuous-time neural networks", Nature Machine Intelligence 4, arXiv:2106.13898
 
-    The shared layers below f, g and k (the backbone of the paper) are left out; a layer below does as well. dt is 1; with
-    `elapsed=True` it is the last input feature, which is not multiplied by weights (then the parameters are fewer by 3 * units).
+    The shared layers below f, g and k (the backbone of the paper) are left out; a layer below does as well. In its authors'
+    code the sigmoid has a term of its own that is not multiplied by dt. dt is 1; with `elapsed=True` it is the last input
+    feature, which is not multiplied by weights (then the parameters are fewer by 3 * units).
     """
 
     blocks = CfCGates._fields

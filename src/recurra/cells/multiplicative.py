@@ -29,7 +29,8 @@ class MultiplicativeLSTM(Cell):
     Parameters: 5 * units * (inputs + units) + 4 * units
     Reference: Krause, Lu, Murray & Renals 2017, "Multiplicative LSTM for sequence modelling", arXiv:1609.07959
 
-    Not the mLSTM of xLSTM, which is `lstm-matrix`.
+    An earlier form leaves the candidate linear and squashes last, h' = tanh(o * c'); this is the one that spread. Not the
+    mLSTM of xLSTM, which is `lstm-matrix`.
     """
 
     blocks = LSTMGates._fields
@@ -81,7 +82,7 @@ class Mogrifier(Cell):
     Parameters: 4 * units * (inputs + units + 1) + rounds * inputs * units
     Reference: Melis, Kocisky & Blunsom 2020, "Mogrifier LSTM", arXiv:1909.01792
 
-    `rounds` is 5 unless it is given; 0 is the LSTM. Q and R are whole matrices: the paper factors large ones.
+    `rounds` is 5 unless it is given; 0 is the LSTM. Q and R are whole matrices without biases: the paper factors large ones.
     """
 
     blocks = LSTMGates._fields

@@ -12,8 +12,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from recurra import kernels
+from recurra.cells.base import Cell
+from recurra.state import leaves
+
 FEW = 1024  # numbers in a step: below it the call of an operation takes longer than what it computes
 SHORT = 64  # steps: below it there is nothing to gain
+
+
+def may_scan(cell: Cell, xs: Tensor, state: Any) -> bool:
+    """Whether this call may run through a scan: there are steps, and only eager torch is looking."""
+    return xs.shape[1] > 0 and kernels.may_take_another_way(xs, *leaves(state), *cell.parameters())
 
 
 def followed(a: Tensor, b: Tensor, start: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:

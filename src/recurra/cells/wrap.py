@@ -134,6 +134,56 @@ class Residual(Wrapper):
 
 
 @final
+class Block(Wrapper):
+    """The cell with a way past it and a layer behind it that mixes the units, as recurrences that are linear in their state are
+    published; N(a) is a, shifted and scaled to mean 0 and variance 1 over its features, with a learnt gain and shift:
+
+        x' = W_in x                                     x itself where there are as many inputs as outputs
+        a = x' + cell(N(x'))
+        y = a + W_2 gelu(W_1 N(a) + b_1) + b_2
+
+    Parameters besides the cell's own, for n outputs: n * (2 * width * n + width + 5), and n * inputs for W_in.
+    Reference: Orvieto et al. 2023, arXiv:2303.06349; Feng et al. 2024, arXiv:2410.01201, whose norms and ways differ a little.
+
+    The cell has as many outputs as inputs, n; the layer is `width` times as wide. `inputs` is n unless it is given.
+    """
+
+    def __init__(self, cell: Cell, inputs: int | None = None, width: int = 4) -> None:
+        super().__init__(cell)
+        size = cell.output_size
+        if cell.input_size != size:
+            raise UsageError(
+                f"the cell in a block adds to its input, and this {type(cell).__name__} has {cell.input_size} inputs and {size} "
+                f"outputs; make them equal, and give the block inputs={cell.input_size}"
+            )
+        self.input_size = size if inputs is None else inputs
+        self.weight_in = (
+            None if self.input_size == size else nn.Parameter(uniform_(self.input_size, size, self.input_size))
+        )
+        self.norm_below, self.norm_above = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.widen, self.narrow = nn.Linear(size, width * size), nn.Linear(width * size, size)
+
+    def project(self, xs: Tensor) -> State:
+        past = self._past(xs)
+        return self.cell.project(self.norm_below(past)), past
+
+    def step(self, u: State, state: State) -> tuple[Tensor, State]:
+        y, state = self.cell.step(u[0], state)
+        return self._mixed(u[1] + y), state
+
+    def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        past = self._past(masked(xs, lengths))
+        ys, state = self.cell.unroll(self.norm_below(past), state, lengths)
+        return masked(self._mixed(past + ys), lengths), state
+
+    def _past(self, xs: Tensor) -> Tensor:
+        return xs if self.weight_in is None else F.linear(xs, self.weight_in)
+
+    def _mixed(self, a: Tensor) -> Tensor:
+        return a + self.narrow(F.gelu(self.widen(self.norm_above(a))))
+
+
+@final
 class Projected(Wrapper):
     """The cell with a linear layer on its output: y = W_yh h + b_y. What recurs stays as it is.
 

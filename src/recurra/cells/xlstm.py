@@ -8,10 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recurra.cells.base import Cell, add_weights
+from recurra.cells.scan import may_scan
 from recurra.errors import UsageError
 from recurra.init import uniform_
+from recurra.state import masked, within
 
 Forgetting = Literal["sigmoid", "exp"]
+PIECE = 64  # steps of a sequence whose matrix memories are never built
 LOG_FORGET = {"sigmoid": lambda a: -F.softplus(-a), "exp": lambda a: a}  # of the sum that leads into the gate
 
 
@@ -52,9 +55,10 @@ class SLSTM(Cell):
     Parameters: 4 * units * (inputs + units + 1)
     Reference: Beck et al. 2024, "xLSTM: extended long short-term memory", arXiv:2405.04517
 
-    c and n are kept divided by exp(m), m' = max(log f + m, log i), which changes no h and keeps every exponential at or below 1;
-    where nothing was written yet (n = 0), m' = log i. With `forget="exp"` the forget gate is an exponential too. One head: R is
-    whole. The convolution before it, and the norm and projections after it, are of the paper's block and not of its cell.
+    c and n are kept divided by exp(m), m' = max(log f + m, log i), which changes no h and keeps every exponential at or below
+    1; where nothing was written yet (n = 0), m' = log i. With `forget="exp"` the forget gate is an exponential too. One head:
+    R is whole. What it sees hangs on h, so a sequence has to be followed step by step. The convolution before it, and the
+    norm and projections after it, are of the paper's block and not of its cell.
     """
 
     blocks = ("input", "forget", "candidate", "output")
@@ -126,8 +130,10 @@ class MatrixLSTM(Cell):
     Reference: Beck et al. 2024, "xLSTM: extended long short-term memory", arXiv:2405.04517
 
     C and n are kept divided by exp(m), m' = max(log f + m, log i), and 1 in the last equation becomes exp(-m'); that changes no h.
-    `heads` is 1 unless it is given and divides the units. With `forget="exp"` the forget gate is an exponential too. The
-    multiplicative LSTM of 2016 is `lstm-multiplicative`.
+    `heads` is 1 unless it is given and divides the units. With `forget="exp"` the forget gate is an exponential too. In the
+    paper b_k is not divided by sqrt(d), in its authors' code it is. Sequences are followed in pieces: within one, each step
+    looks back at keys and values as attention does, and matrices are kept from piece to piece only. The multiplicative LSTM
+    of 2016 is `lstm-multiplicative`.
     """
 
     blocks = ("query", "key", "value", "output")
@@ -171,3 +177,46 @@ class MatrixLSTM(Cell):
         least = torch.maximum((n * q).sum(2).abs(), (-m).exp())
         h = gate.output * ((c * q[..., None, :]).sum(3) / least[..., None]).flatten(1)
         return h, MatrixState(c, n, m)
+
+    def scan(self, xs: Tensor, state: MatrixState, lengths: Tensor | None) -> tuple[Tensor, MatrixState]:
+        if not may_scan(self, xs, state):
+            return self.loop(xs, state, lengths)
+        sums, gates = (u.split(PIECE, dim=1) for u in self.project(masked(xs, lengths)))
+        inside = None if lengths is None else within(lengths, xs.shape[1]).split(PIECE, dim=1)
+        ys = []
+        for at, u in enumerate(zip(sums, gates, strict=True)):
+            y, state = self._piece(u, state, None if inside is None else inside[at])
+            ys.append(y)
+        return masked(torch.cat(ys, dim=1), lengths), state
+
+    def _piece(self, u: tuple[Tensor, Tensor], state: MatrixState, inside: Tensor | None) -> tuple[Tensor, MatrixState]:
+        """Some steps at once. What was written at step s and is read at step t has the weight i_s f_(s+1) ... f_t, and what the
+        state held f_1 ... f_t; the scale m_t is the largest of them, as it is step by step."""
+        *qkv, o = u[0].chunk(4, dim=2)
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in qkv)  # [batch, heads, time, size]
+        k = k / math.sqrt(k.shape[3])
+        carried, written = self._logarithms(u[1], state.m, inside)
+        m = torch.maximum(carried, written.amax(3))
+        kept, weight = (carried - m).exp(), (written - m[..., None]).exp()
+        scores = weight * (q @ k.mT)
+        said = scores @ v + kept[..., None] * (q @ state.c.mT)
+        least = torch.maximum((scores.sum(3) + kept * (q @ state.n[..., None])[..., 0]).abs(), (-m).exp())
+        h = o.sigmoid() * (said / least[..., None]).transpose(1, 2).flatten(2)
+        left, last = kept[..., -1, None], weight[..., -1, :, None]
+        c = left[..., None] * state.c + (last * v).mT @ k
+        n = left * state.n + (last * k).sum(2)
+        return h, MatrixState(c, n, m[..., -1])
+
+    def _logarithms(self, sums: Tensor, m: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of the weights of what the state held, [batch, heads, time], and of what was written, [batch, heads, time t, time s].
+        Past a row's end nothing is written and nothing forgotten."""
+        log_input, f = sums.transpose(1, 2).chunk(2, dim=1)
+        log_forget = LOG_FORGET[self.forget](f)
+        if inside is not None:
+            log_input = torch.where(inside[:, None], log_input, -torch.inf)
+            log_forget = torch.where(inside[:, None], log_forget, 0.0)
+        not_later = torch.ones(f.shape[2], f.shape[2], dtype=torch.bool, device=f.device).tril()
+        # Summed from each s on: the difference of two sums from the start would lose the digits that count.
+        forgotten = torch.where(not_later.tril(-1), log_forget[..., None], 0.0).cumsum(2)
+        written = torch.where(not_later, forgotten + log_input[:, :, None], -torch.inf)
+        return m[..., None] + log_forget.cumsum(2), written

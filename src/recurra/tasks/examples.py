@@ -291,6 +291,7 @@ class OnExamples(Task):
             model.layers,
             bool(self.options.bidirectional),
             model.init,
+            model.block,
             **configuration.options(cell_called(config.cell.name), config.cell.model_extra or {}, "cell"),
         )
         for layer in layers if float(model.recurrent_dropout) else ():

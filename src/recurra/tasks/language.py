@@ -165,6 +165,7 @@ class Language(Task):
             input_dropout=float(model.input_dropout),
             dropout=float(model.dropout),
             recurrent_dropout=float(model.recurrent_dropout),
+            block=model.block,
             start=model.init,
             **configuration.options(cell_called(cell.name), given, "cell"),
         )

@@ -25,7 +25,7 @@ from recurra.decode import Beam, Expansion, Hypothesis, Sampler, sample
 from recurra.decoder import Decoder, EncoderDecoder, Memory, covered_twice, mixed
 from recurra.errors import DataError, UsageError
 from recurra.init import PRESETS
-from recurra.models import layer_called, resting
+from recurra.models import layer_called, one_layer, resting
 from recurra.state import State, within
 from recurra.tasks.base import Unit, Validation
 from recurra.tasks.examples import OnExamples, Part, by_length, in_one_line
@@ -285,7 +285,8 @@ class Writes(OnExamples):
         size = kind(1, hidden, **given).output_size
         fed = (table.embedding_dim if tied else size) * self.feeds
         cells: list[Cell] = [
-            kind(size if layer else table.embedding_dim + fed, hidden, **given) for layer in range(model.layers)
+            one_layer(kind, size if layer else table.embedding_dim + fed, hidden, model.block, given)
+            for layer in range(model.layers)
         ]
         for cell in cells:
             PRESETS[model.init](cell)
