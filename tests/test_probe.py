@@ -772,6 +772,15 @@ def test_every_kind_of_task_can_be_probed(tmp_path: Path, shell: Shell) -> None:
     assert "Jacobians are made of 2,048 at most" in shell("probe", tmp_path / "large", "--out", "large.html").out
 
 
+def test_where_a_captioner_looked_is_laid_over_the_picture(tmp_path: Path, shell: Shell) -> None:
+    recurra.train("caption", "synthetic:shapes", out=tmp_path / "run", hidden=8, steps=1, threads=1)
+    told = json.loads(shell("probe", tmp_path / "run", "--json", "--out", "page.html").out)
+    content = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert len(told["attention"]["coverage"]) == 64 and "picture" not in told
+    assert content.count("<figcaption>") == 1 + len(told["attention"]["entropy"]) == 1 + len(told["outputs"])
+    assert sum(told["attention"]["coverage"]) == pytest.approx(len(told["outputs"]), rel=1e-3)
+
+
 def test_what_is_not_finite_or_too_large_does_not_reach_json() -> None:
     assert pages.plain({"a": np.array([1.0, math.nan]), "b": np.array([1 + 2j])}) == {
         "a": [1.0, None],

@@ -25,7 +25,7 @@ from recurra.state import State, flat, tmap
 from recurra.tasks import Task
 from recurra.tasks.examples import OnExamples, Part, aligned
 from recurra.tasks.language import Language
-from recurra.tasks.looks import Look, by_words
+from recurra.tasks.looks import Look, Pixels, by_words, over_the_picture
 from recurra.tasks.writing import Writes
 
 MOST_STEPS = 1000  # of a text that are looked at
@@ -58,6 +58,7 @@ class Reading(NamedTuple):
     written: tuple[Cell, Tensor, Tensor, State] | None
     inputs: list[str]
     outputs: list[str]
+    picture: Pixels | None = None
 
 
 class Report(NamedTuple):
@@ -84,6 +85,7 @@ class Report(NamedTuple):
     outputs: list[str]
     guesses: list[list[str]]
     looked_at: tuple[list[str], list[str]]
+    picture: str | None
     contexts: tuple[list[str], list[list[str]]]
 
 
@@ -139,6 +141,7 @@ def examine(task: Task, folder: Path, given: str | None = None, beside: Mapping[
         reading.outputs,
         guesses,
         looked_at,
+        _over_the_picture(reading, attention),
         contexts,
     )
 
@@ -272,7 +275,8 @@ def _written(task: Writes, part: Part) -> Reading:
     shown = task.places(part, 0)
     inputs = shown if isinstance(shown, list) else []
     outputs = [task.tokens.text(int(one)) for one in ids]
-    return Reading(f"{part.examples.places[0]}, {len(ids)} tokens written", losses, strip, inputs, outputs)
+    picture = shown if isinstance(shown, Pixels) else None
+    return Reading(f"{part.examples.places[0]}, {len(ids)} tokens written", losses, strip, inputs, outputs, picture)
 
 
 def _names(task: OnExamples, examples: Examples) -> list[str]:
@@ -331,6 +335,13 @@ def _attention(task: Task, reading: Reading) -> tuple[probe.Attention | None, tu
         finally:
             handle.remove()
     return (None, ([], [])) if weights is None else (probe.attention(weights), (places, said))
+
+
+def _over_the_picture(reading: Reading, found: probe.Attention | None) -> str | None:
+    """What was looked at laid over the picture, where it was one and was looked at place by place."""
+    if reading.picture is None or found is None:
+        return None
+    return over_the_picture(Look(reading.about, reading.picture, reading.outputs, found.weights))
 
 
 def _fixed_points(track: probe.Track) -> probe.FixedPoints | None:
@@ -456,6 +467,8 @@ def page(found: Report, title: str) -> str:
         sections.append(figures.strip_section(found.strip, some, found.guesses))
     if found.attention is not None:
         sections.append(figures.attention_section(found.attention, *found.looked_at))
+    if found.picture is not None:
+        sections.append(figures.Section("Where it looked in the picture", [], [found.picture]))
     sections.append(figures.flow_section(found.flow))
     if found.beside:
         sections.append(figures.beside_section(found.beside))

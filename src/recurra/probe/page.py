@@ -20,7 +20,9 @@ def page(title: str, sections: Sequence[Section]) -> str:
     )
 
 
-def plain(result: Any, without: frozenset[str] = frozenset({"values", "matrices", "parts", "axes", "weights"})) -> Any:
+def plain(
+    result: Any, without: frozenset[str] = frozenset({"values", "matrices", "parts", "axes", "weights", "picture"})
+) -> Any:
     """A result for JSON: records as objects, arrays as lists, complex numbers as pairs, what is not finite as null; large fields,
     those called as in `without`, left out."""
     if isinstance(result, np.ndarray):

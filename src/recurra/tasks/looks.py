@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from html import escape
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from rich.cells import cell_len, set_cell_size
@@ -196,7 +196,7 @@ def page(looks: Sequence[Look]) -> str:
     3 of Xu et al. 2015, arXiv:1502.03044, shows it). Where there was a search, its tree.
     """
     sections = "\n".join(map(_section, looks))
-    return PAGE.format(policy=POLICY, style=STYLE, sections=sections, script=SCRIPT)
+    return PAGE.format(policy=POLICY, style=STYLE + FRAMES, sections=sections, script=SCRIPT)
 
 
 def _section(look: Look) -> str:
@@ -234,6 +234,12 @@ def _cell(weight: float) -> str:
 def _text(tokens: list[str], attribute: str = "") -> str:
     parted = map(_parted, tokens)
     return "".join(f"{' ' if blank else ''}<span{attribute}>{_shown(word)}</span>" for blank, word in parted)
+
+
+def over_the_picture(look: Look) -> str:
+    """The picture of a look word by word, as a piece of HTML for any page."""
+    _check(look)
+    return f"<style>{FRAMES}</style>{_frames(look, cast(Pixels, look.source))}"
 
 
 def _frames(look: Look, source: Pixels) -> str:
@@ -392,10 +398,6 @@ thead th { writing-mode: vertical-rl; text-align: start; vertical-align: bottom 
 tbody th { position: sticky; inset-inline-start: 0; background: Canvas }
 td { min-width: 1.5rem; height: 1.5rem }
 tbody td { outline: 1px solid #8882 }
-.frames { display: flex; flex-wrap: wrap; gap: 1rem }
-figure { margin: 0; width: 10rem; text-align: center }
-figure div { position: relative; aspect-ratio: var(--shape); background: var(--picture) 0 0 / 100% 100% }
-figure img { position: absolute; inset: 0; width: 100%; height: 100% }
 svg path { fill: none; stroke: currentcolor }
 svg circle { fill: currentcolor }
 svg rect { fill: Canvas; stroke: currentcolor }
@@ -403,6 +405,13 @@ svg text { fill: currentcolor; font-size: .75rem; text-anchor: middle; white-spa
 svg .cut { opacity: .35 }
 svg .ended rect { fill: rgb(var(--hue) / .3) }
 svg .best { stroke-width: 2.5; font-weight: bold }
+"""
+
+FRAMES = """
+.frames { display: flex; flex-wrap: wrap; gap: 1rem }
+.frames figure { margin: 0; width: 10rem; text-align: center }
+.frames figure div { position: relative; aspect-ratio: var(--shape); background: var(--picture) 0 0 / 100% 100% }
+.frames figure img { position: absolute; inset: 0; width: 100%; height: 100% }
 """
 
 SCRIPT = """
