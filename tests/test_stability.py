@@ -346,6 +346,33 @@ class Henon(Cell):
         return s, Vector(s)
 
 
+class Lorenz(Cell):
+    """A step of dt = 0.03 through the flow of Lorenz 1963 (sigma = 10, r = 28, b = 8/3), by Runge and Kutta's fourth order."""
+
+    dt = 0.03
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_size, self.output_size = 1, 3
+        self.r = nn.Parameter(torch.tensor(28.0, dtype=torch.float64))
+
+    def initial_state(self, batch: int) -> Vector:
+        draw = torch.Generator().manual_seed(0)
+        return Vector(torch.tensor([0.0, 0, 25]) + 8 * torch.randn(batch, 3, generator=draw, dtype=torch.float64))
+
+    def flow(self, s: Tensor) -> Tensor:
+        x, y, z = s.unbind(1)
+        return torch.stack([10 * (y - x), x * (self.r - z) - y, x * y - 8 / 3 * z], 1)
+
+    def step(self, u: Tensor, state: Vector) -> tuple[Tensor, Vector]:
+        s, half = state.s, self.dt / 2
+        first = self.flow(s)
+        second = self.flow(s + half * first)
+        third = self.flow(s + half * second)
+        s = s + self.dt / 6 * (first + 2 * second + 2 * third + self.flow(s + self.dt * third))
+        return s, Vector(s)
+
+
 def test_exponents_of_a_linear_map_are_the_logarithms_of_its_eigenvalues() -> None:
     torch.manual_seed(7)
     basis = torch.randn(4, 4, dtype=torch.float64)
@@ -370,6 +397,19 @@ def test_exponents_of_the_henon_map_are_the_published_ones() -> None:
     assert float(found[:, 0].mean()) == pytest.approx(0.419, abs=0.006)
     assert float(found[:, 1].mean()) == pytest.approx(-1.623, abs=0.006)
     torch.testing.assert_close(found.sum(1), torch.full((48,), math.log(0.3)).double())
+
+
+def test_exponents_of_the_lorenz_flow_are_the_published_ones() -> None:
+    """0.906, 0, -14.572 a unit of time (Viswanath 1998, "Lyapunov exponents from random Fibonacci sequences to the Lorenz
+    equations"); their sum is the divergence of the flow, -(10 + 1 + 8/3)."""
+    cell = Lorenz()
+    with torch.no_grad():
+        found = lyapunov(cell, torch.zeros(96, 700, 1).double(), cell.initial_state(96), warmup=300) / cell.dt
+    mean = found.mean(0)
+    assert float(mean[0]) == pytest.approx(0.906, abs=0.05)
+    assert float(mean[1]) == pytest.approx(0, abs=0.05)
+    assert float(mean[2]) == pytest.approx(-14.572, abs=0.1)
+    torch.testing.assert_close(found.sum(1), torch.full((96,), -(11 + 8 / 3)).double(), atol=2e-2, rtol=0)
 
 
 @pytest.mark.parametrize("kind", [Elman, LSTM])
