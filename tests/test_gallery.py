@@ -42,6 +42,19 @@ def test_the_worked_numbers_are_the_lectures(script: Any) -> None:
         assert number in told
 
 
+def test_the_tables_of_shapes_are_the_lectures(script: Any) -> None:
+    """W_ih, W_hh, b_ih and b_hh of 1 input and 1 unit, 3 units, 2 variables, two layers, both directions, counted by hand."""
+    told = dict(zip(script("shapes").CASES, map(text_of, ([one] for one in script("shapes").sections())), strict=True))
+    totals = {"One input and one unit": 4, "Several units": 3 + 9 + 6, "Several variables": 6 + 9 + 6}
+    totals |= {"Two layers": 21 + (12 + 16 + 8), "Bidirectional": 2 * 21}
+    assert all(f"all: {count} parameters" in told[name] for name, count in totals.items())
+    assert (
+        "[3, 2]" in told["Several variables"]
+        and "[4, 3]" in told["Two layers"]
+        and "x_4 [1, 2]" in told["Bidirectional"]
+    )
+
+
 def test_gates_keep_the_gradient_that_an_elman_network_loses(script: Any) -> None:
     told = script("vanishing").sections()
     text = text_of(told)

@@ -9,12 +9,13 @@ from pathlib import Path
 import attention
 import cliff
 import parity
+import shapes
 import vanishing
 import worked
 
 from recurra.probe.page import page
 
-SCRIPTS = (worked, vanishing, cliff, parity, attention)
+SCRIPTS = (shapes, worked, vanishing, cliff, parity, attention)
 
 if __name__ == "__main__":
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "gallery.html"
