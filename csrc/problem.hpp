@@ -6,8 +6,6 @@
 
 namespace recurra {
 
-enum class Kind : int { elman_tanh = 0, elman_relu = 1, lstm = 2, gru = 3 };
-
 // Float32 everywhere, each array contiguous. Null where it says so.
 //
 //   x [batch, steps, inputs]   y [batch, steps, units]   h0, c0, h_last, c_last [batch, units]

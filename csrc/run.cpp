@@ -31,9 +31,15 @@
 #include <immintrin.h>
 #endif
 
-namespace avx512 { recurra::Kernel find(recurra::Kind); int64_t sweep(const recurra::Sweep&); }
-namespace avx2 { recurra::Kernel find(recurra::Kind); int64_t sweep(const recurra::Sweep&); }
-namespace baseline { recurra::Kernel find(recurra::Kind); int64_t sweep(const recurra::Sweep&); }
+#define RECURRA_COMPILED_FOR(isa)                  \
+  namespace isa {                                  \
+  recurra::Table<recurra::Kernel> kernels();       \
+  recurra::Table<recurra::Follower> followers();   \
+  int64_t sweep(const recurra::Sweep&);            \
+  }
+RECURRA_COMPILED_FOR(avx512)
+RECURRA_COMPILED_FOR(avx2)
+RECURRA_COMPILED_FOR(baseline)
 
 namespace recurra {
 
@@ -53,10 +59,10 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 
 const InstructionSet SETS[] = {
 #if defined(__x86_64__)
-    {"avx512", has_avx512, avx512::find, avx512::sweep},
-    {"avx2", has_avx2, avx2::find, avx2::sweep},
+    {"avx512", has_avx512, avx512::kernels, avx512::followers, avx512::sweep},
+    {"avx2", has_avx2, avx2::kernels, avx2::followers, avx2::sweep},
 #endif
-    {"baseline", always, baseline::find, baseline::sweep},
+    {"baseline", always, baseline::kernels, baseline::followers, baseline::sweep},
 };
 
 void pause() {

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 
+#include "following.hpp"
 #include "problem.hpp"
 
 namespace recurra {
@@ -16,6 +17,7 @@ struct Stepper {
 };
 
 struct Kernel {
+  const char* name;
   int gates, fields;  // blocks of rows of the weights; fields of the state
   // Of one problem, or of several side by side: each then has its share of the threads.
   void (*forward)(const Problem* problems, int count);
@@ -50,11 +52,19 @@ void watch_for_forks();
 // Runs work(0) to work(threads - 1) side by side, in the OpenMP pool that torch has already started.
 void on_threads(int threads, const std::function<void(int)>& work);
 
+// Kernels by their places, which are the same in every instruction set.
+template <class Kernel>
+struct Table {
+  const Kernel* first;
+  int size;
+};
+
 // The name of an instruction set, and the kernels compiled for it; null for a name that this machine does not run.
 struct InstructionSet {
   const char* name;
   bool (*runs_here)();
-  Kernel (*find)(Kind);
+  Table<Kernel> (*kernels)();
+  Table<Follower> (*followers)();
   int64_t (*sweep)(const Sweep&);  // how many units were turned over
 };
 

@@ -91,6 +91,9 @@ class IndRNN(Cell):
         h = ACTIVATIONS[self.activation](u + self.weight_u * state.h)
         return h, ElmanState(h)
 
+    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]]:
+        return f"indrnn-{self.activation}", (self.weight_u,)
+
 
 class JordanState(NamedTuple):
     """What a Jordan network remembers: its last output. `y` [batch, outputs]."""

@@ -20,13 +20,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from recurra.kernels import fused, native, ops
-from recurra.state import flipped
+from recurra.kernels import following, fused, native, ops
+from recurra.state import flipped, leaves, masked
 
 Result = tuple[Tensor, tuple[Tensor, ...]]
 Parts = tuple[Tensor, ...]
@@ -142,6 +143,26 @@ def run_both_ways(
             return None
     same_size = states[0][0].shape == states[1][0].shape
     return native.run_ways(name, xs, lengths, ways) if same_size else None
+
+
+def follow(
+    name: str,
+    project: Callable[[Tensor], Any],
+    xs: Tensor,
+    lengths: Tensor | None,
+    state: Parts,
+    params: Parts,
+) -> Result | None:
+    """The recurrence `name` of `csrc/following.hpp` over what `project` makes of `xs`, which has zeros past a row's end; or None,
+    where the plain loop has to do it."""
+    if not wanted() or not following.suits(name, xs, state, params) or _is_transformed(xs, *state, *params):
+        return None
+    if torch.compiler.is_exporting() and not _natively.holds():
+        return None
+    us = tuple(leaves(project(masked(xs, lengths))))
+    if torch.compiler.is_compiling() or not native.has_memory(us[0], (*us, *state), params):
+        return ops.follow(name, us, lengths, state, params)
+    return following.run(name, us, lengths, state, params)
 
 
 def _traced(

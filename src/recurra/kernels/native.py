@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from recurra.errors import UsageError
-from recurra.kernels import fused
+from recurra.kernels import again, fused
 from recurra.state import flipped
 
 try:
-    from recurra.kernels import _native
+    from recurra.kernels import _native as _native
 except ImportError:  # installed without a compiler
     _native = None  # type: ignore[assignment]
 
@@ -30,7 +30,7 @@ Way = tuple[State, Weights, bool]  # the start state, the weights, and whether e
 Gradients = tuple[Tensor | None, State, Weights]  # of the inputs, of the start state, of the weights
 Step = Callable[[Tensor, Any], tuple[Tensor, Any] | None]
 
-KINDS = {"elman-tanh": 0, "elman-relu": 1, "lstm": 2, "gru": 3}
+KINDS: dict[str, int] = {} if _native is None else {name: place for place, name in enumerate(_native.kernels())}
 AGAIN = {"elman-tanh": fused.elman_tanh, "elman-relu": fused.elman_relu, "lstm": fused.lstm, "gru": fused.gru}
 PLAIN = (Tensor, torch.nn.Parameter)
 MANY_UNITS = 256  # of one step: from here on reading the weights takes longer than waking the threads
@@ -208,15 +208,8 @@ def _again(name: str, xs: Tensor, lengths: Tensor | None, way: tuple[Any, ...]) 
     reverse, _, _, *grads = way[2:]
     ys, last = AGAIN[name](flipped(xs, lengths) if reverse else xs, lengths, state, weights)
     outs = (flipped(ys, lengths) if reverse else ys, *last)
-    pairs = [(out, grad) for out, grad in zip(outs, (grads[0], *grads[1]), strict=True) if grad is not None]
-    wanted = [part for part in (xs, *state, *weights) if part.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, allow_unused=True
-        )
-    )
-    dxs, *others = [next(found) if part.requires_grad else None for part in (xs, *state, *weights)]
-    return dxs, tuple(others[: len(state)]), tuple(others[len(state) :])  # type: ignore[arg-type]
+    dxs, *found = again.gradients(outs, (grads[0], *grads[1]), (xs, *state, *weights))
+    return dxs, tuple(found[: len(state)]), tuple(found[len(state) :])  # type: ignore[arg-type]
 
 
 def packs(name: str, weights: Sequence[Tensor]) -> bool:

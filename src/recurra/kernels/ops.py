@@ -3,11 +3,14 @@ looks at operators and not at memory.
 
     recurra::recurrence           outputs, last h, last c and, with `keep`, what the way back needs
     recurra::recurrence_backward  the gradients of xs (with `wants_dx`), h, c and the four weights
+    recurra::follow               outputs, the fields of the last state, and what the way back needs: `following.run`
+    recurra::follow_backward      the gradients of what was projected, of the state and of the parameters
 
 A tensor that there is not, such as c of a GRU, is empty among the results. Values are checked here when the operator runs:
 a graph was traced without them, and an address is not asked where its array ends.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +18,8 @@ from torch import Tensor
 from torch import library as operators
 
 from recurra.errors import UsageError
-from recurra.kernels import native
+from recurra.kernels import following, native
+from recurra.kernels.native import _native
 
 GIVEN = "str name, Tensor xs, Tensor? lengths, Tensor h, Tensor? c, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh"
 FORWARD = f"recurrence({GIVEN}, bool reverse, bool keep) -> (Tensor ys, Tensor h_last, Tensor c_last, Tensor saved)"
@@ -23,7 +27,20 @@ BACKWARD = (
     f"recurrence_backward({GIVEN}, Tensor ys, Tensor saved, Tensor? dys, Tensor? dh, Tensor? dc, bool reverse, bool wants_dx)"
     " -> (Tensor dxs, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)"
 )
-GATES = {"elman-tanh": 1, "elman-relu": 1, "lstm": 4, "gru": 3}
+PROJECTED = "str name, Tensor[] us, Tensor? lengths, Tensor[] state, Tensor[] params"
+FOLLOW = f"follow({PROJECTED}, bool keep) -> (Tensor ys, Tensor[] last, Tensor saved)"
+FOLLOW_BACKWARD = (
+    f"follow_backward({PROJECTED}, Tensor saved, Tensor ys, Tensor? dys, Tensor?[] dlast)"
+    " -> (Tensor[] dus, Tensor[] dstate, Tensor[] dparams)"
+)
+GATES = {name: _native.gates(kind) for name, kind in native.KINDS.items()}
+NOTHING_KEPT = (
+    "recurra::{} ran without keeping what its gradients need; trace the graph with gradients enabled and with parameters that "
+    "require them"
+)
+
+Parts = tuple[Tensor, ...]
+Listed = Sequence[Tensor]
 
 
 def run(
@@ -90,10 +107,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 
 def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     if not ctx.keep:
-        raise RuntimeError(
-            "recurra::recurrence ran without keeping what its gradients need; trace the graph with gradients enabled and "
-            "with parameters that require them"
-        )
+        raise RuntimeError(NOTHING_KEPT.format("recurrence"))
     of_outputs = grads[: 3 if ctx.name == "lstm" else 2]
     dxs, ((dstate, dweights),) = native.gradients(ctx, of_outputs, ctx.needs_input_grad[1], _wanted_gradients)
     return None, dxs, None, *_both(dstate), *dweights, None, None
@@ -180,13 +194,111 @@ def _check_lengths(name: str, lengths: Tensor, batch: int, steps: int) -> None:
         )
 
 
+# --- what recurs after a projection ---
+
+
+def follow(name: str, us: Parts, lengths: Tensor | None, state: Parts, params: Parts) -> native.Result:
+    """`following.run` by the operators."""
+    keep = torch.is_grad_enabled() and any(part.requires_grad for part in (*us, *state, *params))
+    ys, last, _ = torch.ops.recurra.follow(name, us, lengths, tuple(state), params, keep)
+    return ys, tuple(last)
+
+
+def _follow(name: str, us: Listed, lengths: Tensor | None, state: Listed, params: Listed, keep: bool) -> Any:
+    _check_following(name, us, lengths, state)
+    if 0 in us[0].shape[:2]:
+        ys, _, saved = _follow_fake(name, us, lengths, state, params, keep)
+        return ys, [part.clone() for part in state], saved
+    saved = us[0].new_zeros(_following_floats(name, us, state)) if keep else None
+    ys, last = following.follow(name, tuple(us), lengths, tuple(state), tuple(params), saved)
+    return ys, list(last), _or_empty(saved, ys)
+
+
+def _follow_fake(name: str, us: Listed, lengths: Tensor | None, state: Listed, params: Listed, keep: bool) -> Any:
+    ys, saved = us[0].new_empty(_says(name, us, state)), _following_floats(name, us, state) if keep else 0
+    return ys, [part.new_empty(part.shape) for part in state], us[0].new_empty(saved)
+
+
+def _follow_backward(
+    name: str,
+    us: Listed,
+    lengths: Tensor | None,
+    state: Listed,
+    params: Listed,
+    saved: Tensor,
+    ys: Tensor,
+    dys: Tensor | None,
+    dlast: list[Tensor | None],
+) -> Any:
+    _check_following(name, us, lengths, state)
+    if 0 in us[0].shape[:2]:
+        found = _follow_backward_fake(name, us, lengths, state, params, saved, ys, dys, dlast)
+        return tuple([part.zero_() for part in parts] for parts in found)
+    found = following.follow_back(name, tuple(us), lengths, tuple(state), tuple(params), saved, ys, dys, tuple(dlast))
+    return tuple(list(parts) for parts in found)
+
+
+def _follow_backward_fake(
+    name: str, us: Listed, lengths: Tensor | None, state: Listed, params: Listed, *rest: Any
+) -> Any:
+    return tuple([part.new_empty(part.shape) for part in parts] for parts in (us, state, params))
+
+
+def _says(name: str, us: Listed, state: Listed) -> tuple[int, ...]:
+    """The shape of the outputs."""
+    return *us[0].shape[:2], following.SAYS[name] * state[0].shape[1]
+
+
+def _following_floats(name: str, us: Listed, state: Listed) -> int:
+    return following.saved_floats(name, int(state[-1].shape[1])) * us[0].shape[0] * us[0].shape[1]
+
+
+def _check_following(name: str, us: Listed, lengths: Tensor | None, state: Listed) -> None:
+    """Raise UsageError for what the kernel does not look at itself."""
+    if name not in following.FOLLOWERS or not us or not state or any(u.dim() != 3 for u in us):
+        raise UsageError(
+            f"recurra::follow was given name={name!r} and projections of shapes {[tuple(u.shape) for u in us]}; wanted one of "
+            f"{', '.join(following.FOLLOWERS)}, and [batch, time, blocks * units]"
+        )
+    if lengths is not None:
+        _check_lengths(name, lengths, us[0].shape[0], us[0].shape[1])
+
+
+def _remember_following(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    name, us, lengths, state, params, ctx.keep = inputs
+    ys, _, saved = output
+    following.remember(ctx, name, lengths, len(us), len(state), (*us, *state, *params), ys, saved)
+    ctx.mark_non_differentiable(saved)
+
+
+def _following_gradients(ctx: Any, dys: Tensor | None, dlast: Any, _: Tensor | None) -> tuple[Any, ...]:
+    if not ctx.keep:
+        raise RuntimeError(NOTHING_KEPT.format("follow"))
+    grads = (dys, *(dlast or [None] * ctx.fields))
+    found = following.split(following.gradients(ctx, grads, _wanted_following), ctx.blocks, ctx.fields)
+    return None, list(found[0]), None, list(found[1]), list(found[2]), None
+
+
+def _wanted_following(
+    name: str, us: Parts, lengths: Any, state: Parts, params: Parts, saved: Tensor, ys: Tensor, dys: Any, dlast: Any
+) -> Any:
+    """`following.follow_back` by the operator."""
+    return torch.ops.recurra.follow_backward(name, us, lengths, state, params, saved, ys, dys, list(dlast))
+
+
 def _register() -> None:
-    for schema, on_cpu, fake in ((FORWARD, _forward, _forward_fake), (BACKWARD, _backward, _backward_fake)):
+    for schema, on_cpu, fake in (
+        (FORWARD, _forward, _forward_fake),
+        (BACKWARD, _backward, _backward_fake),
+        (FOLLOW, _follow, _follow_fake),
+        (FOLLOW_BACKWARD, _follow_backward, _follow_backward_fake),
+    ):
         name, _, signature = schema.partition("(")
         operators.define(f"recurra::{name}", f"({signature}", tags=(torch.Tag.pt2_compliant_tag,))
         operators.impl(f"recurra::{name}", "CPU", on_cpu)
         operators.register_fake(f"recurra::{name}", fake)
     operators.register_autograd("recurra::recurrence", _gradients, setup_context=_remember)
+    operators.register_autograd("recurra::follow", _following_gradients, setup_context=_remember_following)
 
 
 if native.available():
