@@ -5,7 +5,7 @@
 
 namespace recurra {
 
-constexpr int MOST_BLOCKS = 6, MOST_FIELDS = 2, MOST_PARAMS = 4;
+constexpr int MOST_BLOCKS = 6, MOST_FIELDS = 2, MOST_PARAMS = 5;
 
 // Float32 everywhere, each array contiguous. Null where it says so.
 //

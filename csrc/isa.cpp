@@ -1,4 +1,5 @@
 // One instruction set: compiled once for each, with RECURRA_ISA, RECURRA_WIDTH and RECURRA_ROWS set.
+#include "phased.hpp"
 #include "recurrence.hpp"
 #include "scan.hpp"
 
@@ -58,7 +59,7 @@ std::unique_ptr<recurra::Stepper> stepper(const Problem& p) {
 
 template <class Cell>
 constexpr recurra::Kernel kernel(const char* name) {
-  return {name, Cell::gates, Cell::fields, forward<Cell>, backward<Cell>, Recurrence<Cell>::saved_floats, stepper<Cell>};
+  return {name, Cell::gates, Cell::fields, Cell::params, forward<Cell>, backward<Cell>, Recurrence<Cell>::saved_floats, stepper<Cell>};
 }
 
 int64_t sweep(const recurra::Sweep& p) {
@@ -86,8 +87,15 @@ recurra::Table<recurra::Kernel> kernels() {
   static const recurra::Kernel all[] = {
       kernel<Elman<Tanh>>("elman-tanh"),
       kernel<Elman<Relu>>("elman-relu"),
+      kernel<Elman<Logistic>>("elman-logistic"),
+      kernel<Leaky<Tanh>>("leaky-tanh"),
+      kernel<Leaky<Relu>>("leaky-relu"),
       kernel<Lstm>("lstm"),
+      kernel<LstmOf<Logistic, false>>("lstm-sigmoid"),
+      kernel<LstmOf<Tanh, true>>("lstm-peephole"),
+      kernel<CoupledLstm>("lstm-coupled"),
       kernel<Gru>("gru"),
+      kernel<LightGru>("ligru"),
   };
   return {all, std::size(all)};
 }
@@ -115,6 +123,12 @@ recurra::Table<recurra::Follower> followers() {
       scan<Sru<Relu, true>>("sru-peephole-relu"),
       scan<Sru<Logistic, true>>("sru-peephole-logistic"),
       scan<Sru<Identity, true>>("sru-peephole-identity"),
+      phased<ResetBefore>("gru-before"),
+      phased<MinimalGated>("mgu"),
+      phased<ProjectedLstm>("lstm-projected"),
+      phased<NormedLstm<false>>("lstm-normed-sums"),
+      phased<NormedLstm<true>>("lstm-normed-gates"),
+      phased<NormedGru>("gru-normed"),
   };
   return {all, std::size(all)};
 }

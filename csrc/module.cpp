@@ -66,13 +66,15 @@ bool floats_or_none(nb::handle tensor, std::initializer_list<int64_t> shape, con
 }
 
 // The weights of a recurrence as far as they tell its sizes.
-bool take_weights(Problem& p, int gates, nb::tuple weights) {
+bool take_weights(Problem& p, const Kernel& kernel, nb::tuple weights) {
   Array<float> w_ih, w_hh;
-  if (weights.size() != 4 || !Tensors::view(nb::handle(weights[0]).ptr(), w_ih) || w_ih.dims != 2) return false;
+  if (static_cast<int>(weights.size()) != 4 + kernel.params || !Tensors::view(nb::handle(weights[0]).ptr(), w_ih) || w_ih.dims != 2) return false;
   if (!Tensors::view(nb::handle(weights[1]).ptr(), w_hh) || w_hh.dims != 2) return false;
   p.inputs = w_ih.shape[1], p.units = w_hh.shape[1];
-  const int64_t rows = gates * p.units;
+  const int64_t rows = kernel.gates * p.units;
   p.w_ih = w_ih.data, p.w_hh = w_hh.data;
+  for (int k = 0; k < kernel.params; k++)
+    if (!floats(weights[4 + k], {p.units}, p.own[k])) return false;
   return w_ih.shape[0] == rows && w_hh.shape[0] == rows && floats(weights[2], {rows}, p.b_ih) &&
          floats(weights[3], {rows}, p.b_hh);
 }
@@ -82,7 +84,7 @@ std::optional<Problem> problem(const Kernel& kernel, nb::handle xs, nb::handle l
                                bool reverse, int threads) {
   Problem p{};
   Array<float> in;
-  if (!take_weights(p, kernel.gates, weights) || !Tensors::view(xs.ptr(), in) || in.dims != 3) return {};
+  if (!take_weights(p, kernel, weights) || !Tensors::view(xs.ptr(), in) || in.dims != 3) return {};
   p.batch = in.shape[0], p.steps = in.shape[1], p.x = in.data;
   const int64_t widest = std::max<int64_t>({1, p.inputs, (kernel.gates + 1) * p.units});
   if (in.shape[2] != p.inputs || p.batch < 1 || p.batch * p.steps >= LARGEST / widest) return {};
@@ -157,7 +159,10 @@ nb::object backward(int kind, nb::handle xs, nb::handle lengths, nb::tuple ways,
     if (kernel.fields > 1) dc = fresh({p.batch, p.units}, &p.dc0);
     nb::object dw_ih = fresh({rows, p.inputs}, &p.dw_ih), dw_hh = fresh({rows, p.units}, &p.dw_hh);
     nb::object db_ih = fresh({rows}, &p.db_ih), db_hh = fresh({rows}, &p.db_hh);
-    return nb::make_tuple(dxs, tuple_of(dh, dc), nb::make_tuple(dw_ih, dw_hh, db_ih, db_hh));
+    nb::list dweights;
+    for (const nb::object& one : {dw_ih, dw_hh, db_ih, db_hh}) dweights.append(one);
+    for (int k = 0; k < kernel.params; k++) dweights.append(fresh({p.units}, &p.down[k]));
+    return nb::make_tuple(dxs, tuple_of(dh, dc), nb::tuple(dweights));
   });
 }
 
@@ -303,7 +308,7 @@ Packed* pack(int kind, nb::tuple weights, int threads) {
   const Kernel& kernel = ::kernel(kind);
   Problem p{};
   p.batch = p.steps = 1, p.threads = threads;
-  if (!take_weights(p, kernel.gates, weights)) throw std::runtime_error("weights that are not contiguous float32 on the CPU");
+  if (!take_weights(p, kernel, weights)) throw std::runtime_error("weights that are not contiguous float32 on the CPU");
   return new Packed{kernel.stepper(p), p.inputs, p.units, kernel.fields};
 }
 
@@ -327,6 +332,8 @@ NB_MODULE(_native, m) {
   m.doc() = "The recurrences of csrc/, from tensors to tensors.";
   m.def("open", [](nb::handle tensor, nb::handle parameter) { return Tensors::open(tensor.ptr(), parameter.ptr()); });
   m.def("gates", [](int kind) { return kernel(kind).gates; });
+  m.def("fields", [](int kind) { return kernel(kind).fields; });
+  m.def("params", [](int kind) { return kernel(kind).params; });
   m.def("says", [](int kind) { return of(chosen().followers(), kind).says; });
   m.def("instruction_set", [] { return std::string(chosen().name); });
   m.def("saved_floats", [](int kind, int64_t units) {

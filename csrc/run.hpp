@@ -18,7 +18,7 @@ struct Stepper {
 
 struct Kernel {
   const char* name;
-  int gates, fields;  // blocks of rows of the weights; fields of the state
+  int gates, fields, params;  // blocks of rows of the weights; fields of the state; parameters of each unit
   // Of one problem, or of several side by side: each then has its share of the threads.
   void (*forward)(const Problem* problems, int count);
   void (*backward)(const Problem* problems, int count);
@@ -37,6 +37,7 @@ struct Block {
 };
 Block take_block(size_t bytes);  // throws std::bad_alloc
 void give_block(Block block) noexcept;
+void give_blocks_back() noexcept;  // of the calling thread, to the C library
 
 // Asks for large pages for a large array that is about to be written: above 32 MiB the C library takes fresh pages at every
 // call, and getting them one by one took 7 % of the time of training.

@@ -13,16 +13,6 @@ namespace RECURRA_ISA {
 
 using recurra::Following;
 
-struct Logistic {
-  static RECURRA_INLINE vf of(vf a) { return sigmoid(a); }
-  static RECURRA_INLINE vf slope(vf h) { return h * (all(1.0f) - h); }
-};
-
-struct Identity {
-  static RECURRA_INLINE vf of(vf a) { return a; }
-  static RECURRA_INLINE vf slope(vf) { return all(1.0f); }
-};
-
 // h' = a h + b of factors and terms that are given.
 struct Linear {
   static constexpr int blocks = 2, params = 0, fields = 1;
@@ -86,7 +76,8 @@ struct MinGru {
   static constexpr bool speaks = false;
 
   static RECURRA_INLINE vf forward(const vf* u, const vf*, vf* s) {
-    return s[0] = s[0] + sigmoid(u[0]) * (Candidate::of(u[1]) - s[0]);
+    vf z = sigmoid(u[0]);
+    return s[0] = (all(1.0f) - z) * s[0] + z * Candidate::of(u[1]);  // a candidate may be infinite
   }
   static RECURRA_INLINE void backward(const vf* u, const vf*, const vf* before, const vf*, vf, vf* d, vf* du, vf*) {
     vf z = sigmoid(u[0]), n = Candidate::of(u[1]), one = all(1.0f);
@@ -171,8 +162,8 @@ struct Sru {
   static RECURRA_INLINE vf gate(const vf* u, const vf* p, vf c, int k) { return sigmoid(Peephole ? u[k] + p[k] * c : u[k]); }
   static RECURRA_INLINE vf forward(const vf* u, const vf* p, vf* s) {
     vf f = gate(u, p, s[0], 0), r = gate(u, p, s[0], 1);
-    s[0] = u[2] + f * (s[0] - u[2]);
-    return u[3] + r * (Activation::of(s[0]) - u[3]);
+    s[0] = f * s[0] + (all(1.0f) - f) * u[2];
+    return r * Activation::of(s[0]) + (all(1.0f) - r) * u[3];
   }
   static RECURRA_INLINE void backward(const vf* u, const vf* p, const vf* before, const vf* after, vf dy, vf* d, vf* du, vf* dp) {
     vf f = gate(u, p, before[0], 0), r = gate(u, p, before[0], 1), said = Activation::of(after[0]), one = all(1.0f);
@@ -301,7 +292,7 @@ void scan_backward(const Following& p) {
 template <class Cell>
 constexpr recurra::Follower scan(const char* name) {
   constexpr recurra::Shape own{1, recurra::Side::units, recurra::Side::none};
-  return {name, Cell::blocks, Cell::fields, Scan<Cell>::S, Cell::params, {own, own, own, own}, false,
+  return {name, Cell::blocks, Cell::fields, Scan<Cell>::S, Cell::params, {own, own, own, own, own}, false,
           scan_forward<Cell>, scan_backward<Cell>, Scan<Cell>::saved_floats};
 }
 

@@ -67,10 +67,11 @@ class Cell(nn.Module, ABC):
     def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """How `unroll` runs through time: by the kernel that the cell names, or else by `loop`. It does not look past a row's
         end, where there may be anything, and puts out zeros there."""
+        follows = self.follow(xs, state, lengths)
+        if follows is not None:
+            return follows
         known = self.recurrence()
-        if known is None:
-            return self.follow(xs, state, lengths) or self.loop(xs, state, lengths)
-        fast = kernels.run(known[0], xs, lengths, state, known[1])
+        fast = None if known is None else kernels.run(known[0], xs, lengths, state, known[1])
         return self.loop(xs, state, lengths) if fast is None else (fast[0], refill(state, fast[1]))
 
     def recurrence(self) -> tuple[str, tuple[Tensor, ...]] | None:
@@ -135,6 +136,11 @@ def add_weights(cell: Cell, units: int, inputs: int, recurrent: int, *biases: st
     cell.weight_hh = nn.Parameter(uniform_(units, rows, recurrent))
     for name in biases:
         cell.register_parameter(name, nn.Parameter(uniform_(units, rows)))
+
+
+def with_one_bias(cell: Cell) -> tuple[Tensor, ...]:
+    """The weights of a cell as kernels want them, zeros for the second bias that it does not have."""
+    return cell.weight_ih, cell.weight_hh, cell.bias_ih, torch.zeros_like(cell.bias_ih)
 
 
 def check_call(cell: Cell, xs: Tensor, state: State, lengths: Tensor | None) -> None:

@@ -11,7 +11,6 @@ from recurra.init import uniform_
 
 Activation = Literal["tanh", "relu", "logistic", "identity"]
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "logistic": torch.sigmoid, "identity": lambda a: a}
-FUSED = ("tanh", "relu")
 
 
 class ElmanState(NamedTuple):
@@ -54,7 +53,7 @@ class Elman(Cell):
 
     def recurrence(self) -> tuple[str, tuple[Tensor, ...]] | None:
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        return (f"elman-{self.activation}", weights) if self.activation in FUSED else None
+        return (f"elman-{self.activation}", weights) if self.activation != "identity" else None
 
 
 @final
