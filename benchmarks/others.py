@@ -242,9 +242,9 @@ def serve(peer: str, name: str, mode: str, calls: int) -> None:
     for _ in sys.stdin:
         times = []
         for _ in range(calls):
-            begun = time.perf_counter()
+            begun = time.process_time()
             work()
-            times.append(time.perf_counter() - begun)
+            times.append(time.process_time() - begun)
         print(min(times), flush=True)
 
 

@@ -47,22 +47,26 @@ namespace {
 
 constexpr int SPINS = 2000;  // some tens of microseconds: many times a step, and little beside a time slice
 
-bool always() { return true; }
+[[maybe_unused]] bool always() { return true; }
 
 #if defined(__x86_64__)
-bool has_avx512() {
+[[maybe_unused]] bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512bw");
 }
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+[[maybe_unused]] bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
 
 const InstructionSet SETS[] = {
-#if defined(__x86_64__)
+#if defined(RECURRA_HAS_avx512)
     {"avx512", has_avx512, avx512::kernels, avx512::followers, avx512::sweep},
+#endif
+#if defined(RECURRA_HAS_avx2)
     {"avx2", has_avx2, avx2::kernels, avx2::followers, avx2::sweep},
 #endif
+#if defined(RECURRA_HAS_baseline)
     {"baseline", always, baseline::kernels, baseline::followers, baseline::sweep},
+#endif
 };
 
 void pause() {
