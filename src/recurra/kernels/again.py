@@ -204,8 +204,8 @@ STEPS: dict[str, Step] = {
 def follow(name: str, us: Parts, lengths: Tensor | None, state: Parts, params: Parts) -> tuple[Tensor, Parts]:
     """What `following.run` computes: the outputs and each row's own last state."""
     units, ys = state[-1].shape[1], []
-    for t in range(us[0].shape[1]):
-        blocks = [block for u in us for block in u[:, t].split(units, dim=1)]
+    for t, slices in enumerate(zip(*(u.unbind(1) for u in us), strict=True)):  # taken apart at once, as in `Cell.loop`
+        blocks = [block for u in slices for block in u.split(units, dim=1)]
         y, after = STEPS[name](blocks, state, params)
         state = after if lengths is None else choose(lengths > t, after, state)
         ys.append(y)
