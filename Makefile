@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo install test soak check fix bench docs
+.PHONY: demo install test soak check fix bench docs sanitize
 
 demo: install
 	$(BIN)/recurra demo
@@ -39,6 +39,16 @@ check: .venv/.ready-dev
 fix: .venv/.ready-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The kernels by themselves under the sanitizers of memory, undefined behaviour and threads, and with allocations that fail.
+sanitize:
+	cmake -S . -B build/memory -DRECURRA_CHECKS=ON -DRECURRA_OPTIMIZE=-O1 -DCMAKE_BUILD_TYPE=Debug \
+	  -DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g1"
+	cmake --build build/memory --parallel
+	build/memory/checks
+	cmake -S . -B build/threads -DRECURRA_CHECKS=ON -DRECURRA_OPTIMIZE=-O1 -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS="-fsanitize=thread -g1"
+	cmake --build build/threads --parallel
+	build/threads/checks
 
 bench: install
 	$(BIN)/recurra bench language

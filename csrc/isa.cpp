@@ -1,5 +1,7 @@
 // One instruction set: compiled once for each, with RECURRA_ISA, RECURRA_WIDTH and RECURRA_ROWS set.
+#include "phased.hpp"
 #include "recurrence.hpp"
+#include "scan.hpp"
 
 namespace RECURRA_ISA {
 
@@ -56,8 +58,8 @@ std::unique_ptr<recurra::Stepper> stepper(const Problem& p) {
 }
 
 template <class Cell>
-constexpr recurra::Kernel kernel() {
-  return {Cell::gates, Cell::fields, forward<Cell>, backward<Cell>, Recurrence<Cell>::saved_floats, stepper<Cell>};
+constexpr recurra::Kernel kernel(const char* name) {
+  return {name, Cell::gates, Cell::fields, Cell::params, forward<Cell>, backward<Cell>, Recurrence<Cell>::saved_floats, stepper<Cell>};
 }
 
 int64_t sweep(const recurra::Sweep& p) {
@@ -81,14 +83,54 @@ int64_t sweep(const recurra::Sweep& p) {
   return turned;
 }
 
-recurra::Kernel find(recurra::Kind kind) {
-  switch (kind) {
-    case recurra::Kind::elman_tanh: return kernel<Elman<Tanh>>();
-    case recurra::Kind::elman_relu: return kernel<Elman<Relu>>();
-    case recurra::Kind::lstm: return kernel<Lstm>();
-    case recurra::Kind::gru: return kernel<Gru>();
-  }
-  return {};
+recurra::Table<recurra::Kernel> kernels() {
+  static const recurra::Kernel all[] = {
+      kernel<Elman<Tanh>>("elman-tanh"),
+      kernel<Elman<Relu>>("elman-relu"),
+      kernel<Elman<Logistic>>("elman-logistic"),
+      kernel<Leaky<Tanh>>("leaky-tanh"),
+      kernel<Leaky<Relu>>("leaky-relu"),
+      kernel<Lstm>("lstm"),
+      kernel<LstmOf<Logistic, false>>("lstm-sigmoid"),
+      kernel<LstmOf<Tanh, true>>("lstm-peephole"),
+      kernel<CoupledLstm>("lstm-coupled"),
+      kernel<Gru>("gru"),
+      kernel<LightGru>("ligru"),
+  };
+  return {all, std::size(all)};
+}
+
+recurra::Table<recurra::Follower> followers() {
+  static const recurra::Follower all[] = {
+      scan<Linear>("linear"),
+      scan<ComplexLinear>("linear-complex"),
+      scan<Lru>("lru"),
+      scan<MinGru<Identity>>("mingru-identity"),
+      scan<MinGru<Positive>>("mingru-positive"),
+      scan<MinLstm<Identity>>("minlstm-identity"),
+      scan<MinLstm<Positive>>("minlstm-positive"),
+      scan<IndRnn<Tanh>>("indrnn-tanh"),
+      scan<IndRnn<Relu>>("indrnn-relu"),
+      scan<IndRnn<Logistic>>("indrnn-logistic"),
+      scan<IndRnn<Identity>>("indrnn-identity"),
+      scan<Qrnn<false>>("qrnn-f"),
+      scan<Qrnn<true>>("qrnn-fo"),
+      scan<Sru<Tanh, false>>("sru-tanh"),
+      scan<Sru<Relu, false>>("sru-relu"),
+      scan<Sru<Logistic, false>>("sru-logistic"),
+      scan<Sru<Identity, false>>("sru-identity"),
+      scan<Sru<Tanh, true>>("sru-peephole-tanh"),
+      scan<Sru<Relu, true>>("sru-peephole-relu"),
+      scan<Sru<Logistic, true>>("sru-peephole-logistic"),
+      scan<Sru<Identity, true>>("sru-peephole-identity"),
+      phased<ResetBefore>("gru-before"),
+      phased<MinimalGated>("mgu"),
+      phased<ProjectedLstm>("lstm-projected"),
+      phased<NormedLstm<false>>("lstm-normed-sums"),
+      phased<NormedLstm<true>>("lstm-normed-gates"),
+      phased<NormedGru>("gru-normed"),
+  };
+  return {all, std::size(all)};
 }
 
 }  // namespace RECURRA_ISA

@@ -6,7 +6,7 @@
 
 namespace recurra {
 
-enum class Kind : int { elman_tanh = 0, elman_relu = 1, lstm = 2, gru = 3 };
+constexpr int MOST_OWN = 3;
 
 // Float32 everywhere, each array contiguous. Null where it says so.
 //
@@ -14,15 +14,16 @@ enum class Kind : int { elman_tanh = 0, elman_relu = 1, lstm = 2, gru = 3 };
 //   w_ih [gates * units, inputs]   w_hh [gates * units, units]   b_ih, b_hh [gates * units]
 //   lengths [batch], or null for full rows; reverse: each row is read from its own end to its start
 //   saved: what backward needs, of `saved_floats` floats; null in inference
+//   own: what belongs to each unit, as many arrays [units] as the cell has parameters besides these
 struct Problem {
   int64_t batch, steps, inputs, units;
   int32_t reverse, threads;
   const int64_t* lengths;
-  const float *x, *h0, *c0, *w_ih, *w_hh, *b_ih, *b_hh;
+  const float *x, *h0, *c0, *w_ih, *w_hh, *b_ih, *b_hh, *own[MOST_OWN];
   float *y, *h_last, *c_last, *saved;
   // backward only: gradients that come in (dc_last null without c), and those that go out
   const float *dy, *dh_last, *dc_last;
-  float *dx, *dh0, *dc0, *dw_ih, *dw_hh, *db_ih, *db_hh;
+  float *dx, *dh0, *dc0, *dw_ih, *dw_hh, *db_ih, *db_hh, *down[MOST_OWN];
 };
 
 // One sweep over the units of a binary Hopfield network, `rows` states at once, each unit of +1 or -1 that its field

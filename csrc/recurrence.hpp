@@ -139,6 +139,16 @@ RECURRA_INLINE void transpose(vf (&square)[W]) {
 
 inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
 
+// The first `count` of W rows of K numbers as the columns of a vector: number k of all of them at to + k * stride.
+inline void pack_vector(const float* from, long count, long K, float* to, long stride) {
+  for (long k = 0; k < K; k += W) {
+    vf square[W];
+    for (int j = 0; j < W; j++) square[j] = j < count ? load_part(from + j * K + k, K - k) : vf{};
+    transpose(square);
+    for (int j = 0; j < W && k + j < K; j++) store(to + (k + j) * stride, square[j]);
+  }
+}
+
 // Memory that starts on a cache line, from the pool of the calling thread.
 class Buffer {
  public:
@@ -159,11 +169,79 @@ struct Share {
   Share(long n, int thread, int threads) : begin(n * thread / threads), end(n * (thread + 1) / threads) {}
 };
 
+// [panel][k][N * W] from [K, columns]: as it lies, cut into panels.
+template <int N>
+void pack_plain(const float* weight, long K, long columns, float* packed, Share share) {
+  for (long panel = share.begin; panel < share.end; panel++)
+    for (long k = 0; k < K; k++) {
+      long n = std::min<long>(N * W, columns - panel * N * W);
+      float* to = packed + (panel * K + k) * N * W;
+      std::memcpy(to, weight + k * columns + panel * N * W, n * sizeof(float));
+      std::fill(to + n, to + N * W, 0.0f);
+    }
+}
+
+// For `count` rows and one panel of N vectors, of which `left` numbers are wanted: out[m] = the sum over terms of a[m] + offsets[term]
+// times its K rows of the panel, or that added to what is there. It is the same function for all cells: compiled once.
+template <int N>
+void product(bool alone, bool add, long count, const float* const* a, const long* offsets, int terms, float* const* out, long left,
+             const float* packed, long K) {
+  in_tiles<ROWS<N>>(count, [&](long at, auto R) {
+    vf sum[R][N] = {};
+    const float* from[R];
+    if (add)
+      for (int m = 0; m < R; m++)
+        for (int z = 0; z < N; z++) sum[m][z] = load_part(out[at + m] + z * W, left - z * W);
+    for (int term = 0; term < terms; term++) {
+      for (int m = 0; m < R; m++) from[m] = a[at + m] + offsets[term];
+      multiply(alone, sum, from, packed + term * K * N * W, K);
+    }
+    for (int m = 0; m < R; m++)
+      for (int z = 0; z < N; z++) store_part(out[at + m] + z * W, sum[m][z], left - z * W);
+  });
+}
+
+// Of each row of x the product with a panel of Z vectors and its bias, `width` floats from one to the next.
+template <int Z>
+void project_panel(const std::vector<const float*>& x, const float* w, const float* bias, long I, float* out, long width) {
+  in_tiles<ROWS<Z>>(x.size(), [&](long at, auto R) {
+    vf sum[R][Z];
+    for (int m = 0; m < R; m++)
+      for (int z = 0; z < Z; z++) sum[m][z] = load(bias + z * W);
+    multiply(sum, x.data() + at, w, I);
+    for (int m = 0; m < R; m++)
+      for (int z = 0; z < Z; z++) store(out + (at + m) * width + z * W, sum[m][z]);
+  });
+}
+
+// out += d' x over `total` rows in their order, the rows `mine` of it, added up by themselves first.
+template <int N>
+void outer(const float* d, long d_row, const float* x, long x_row, long total, float* out, Share mine) {
+  for (long panel = 0; panel < x_row / (N * W); panel++)
+    in_tiles<ROWS<N>>(mine.end - mine.begin, [&](long at, auto R) {
+      vf sum[R][N] = {};
+      const float* gradient = d + mine.begin + at;
+      accumulate(sum, [&](int m, long r) { return gradient[r * d_row + m]; }, x + panel * N * W, x_row, total);
+      float* to = out + (mine.begin + at) * x_row + panel * N * W;
+      for (int m = 0; m < R; m++)
+        for (int z = 0; z < N; z++) store(to + m * x_row + z * W, load(to + m * x_row + z * W) + sum[m][z]);
+    });
+}
+
+// Pointers to the rows of a product.
+struct Places {
+  std::vector<const float*> in;
+  std::vector<float*> out;
+  explicit Places(long n) : in(n), out(n) {}
+};
+
 // How the rows of a problem go through time: longest first, so that the rows still running are always the first ones.
 struct Rows {
   std::vector<long> row, length, running;  // by place: the row and its length; by step: how many rows still run
 
-  explicit Rows(const Problem& p) : row(p.batch), length(p.batch), running(p.steps) {
+  // Of a Problem or a Following.
+  template <class Asked>
+  explicit Rows(const Asked& p) : row(p.batch), length(p.batch), running(p.steps) {
     std::iota(row.begin(), row.end(), 0L);
     auto steps_of = [&](long r) { return p.lengths ? (long)p.lengths[r] : (long)p.steps; };
     if (p.lengths) std::stable_sort(row.begin(), row.end(), [&](long a, long b) { return steps_of(a) > steps_of(b); });
@@ -228,7 +306,7 @@ class Crews {
 template <class Cell, int Panel = 4>
 struct Recurrence {
   static constexpr int G = Cell::gates, V = Cell::vectors, Z = G * V, U = V * W;
-  static constexpr int D = G + Cell::apart;  // blocks of gradients of sums
+  static constexpr int P = Cell::params, D = G + Cell::apart + P;  // blocks of gradients of sums, and of the units' own
   static constexpr int N = Panel;
 
   // The block that stands on the side of the state for gate g.
@@ -262,25 +340,7 @@ struct Recurrence {
     for (long panel = share.begin; panel < share.end; panel++)
       for (int z = 0; z < Z; z++) {
         const long unit = panel * U + z % V * W, count = std::max(0L, std::min<long>(W, H - unit));
-        const float* from = weight + (z / V * H + unit) * K;
-        float* to = packed + panel * K * Z * W + z * W;
-        for (long k = 0; k < K; k += W) {
-          vf square[W];
-          for (int j = 0; j < W; j++) square[j] = j < count ? load_part(from + j * K + k, K - k) : vf{};
-          transpose(square);
-          for (int j = 0; j < W && k + j < K; j++) store(to + (k + j) * Z * W, square[j]);
-        }
-      }
-  }
-
-  // [panel][k][N * W] from [K, columns]: as it lies, cut into panels.
-  static void pack_plain(const float* weight, long K, long columns, float* packed, Share share) {
-    for (long panel = share.begin; panel < share.end; panel++)
-      for (long k = 0; k < K; k++) {
-        long n = std::min<long>(N * W, columns - panel * N * W);
-        float* to = packed + (panel * K + k) * N * W;
-        std::memcpy(to, weight + k * columns + panel * N * W, n * sizeof(float));
-        std::fill(to + n, to + N * W, 0.0f);
+        pack_vector(weight + (z / V * H + unit) * K, count, K, packed + panel * K * Z * W + z * W, Z * W);
       }
   }
 
@@ -382,26 +442,16 @@ struct Recurrence {
   }
 
   void project(Forward& f, const std::vector<const float*>& x, Share mine, float* sums, long width) const {
-    for (long panel = mine.begin; panel < mine.end; panel++) {
-      const float *w = f.w.at(panel * I * Z * W), *bias = f.bias.at(panel * Z * W);
-      float* out = sums + (panel - mine.begin) * Z * W;
-      in_tiles<ROWS<Z>>(x.size(), [&](long at, auto R) {
-          vf sum[R][Z];
-          for (int m = 0; m < R; m++)
-            for (int z = 0; z < Z; z++) sum[m][z] = load(bias + z * W);
-          multiply(sum, x.data() + at, w, I);
-          for (int m = 0; m < R; m++)
-            for (int z = 0; z < Z; z++) store(out + (at + m) * width + z * W, sum[m][z]);
-      });
-    }
+    for (long panel = mine.begin; panel < mine.end; panel++)
+      project_panel<Z>(x, f.w.at(panel * I * Z * W), f.bias.at(panel * Z * W), I, sums + (panel - mine.begin) * Z * W, width);
   }
 
   // The new state of the units of a panel in R rows: in(m, z) is the sum of the input, h[m] the state before and c(m, unit,
-  // left) its second field; what comes out goes to give(m, v, unit, left, state, kept), `left` the units there are from
+  // left) its second field, own(k, unit, left) what belongs to the units; what comes out goes to give(m, v, unit, left, state, kept), `left` the units there are from
   // `unit` on.
-  template <int R, class In, class C, class Give>
+  template <int R, class In, class C, class Own, class Give>
   static RECURRA_INLINE void tile(Int<R>, bool alone, long panel, long H, const float* r, const float* bias,
-                                  const float* const* h, In&& in, C&& c, Give&& give) {
+                                  const float* const* h, In&& in, C&& c, Own&& own, Give&& give) {
     vf sum[R][Z];
     for (int m = 0; m < R; m++)
       for (int v = 0; v < V; v++) {
@@ -415,10 +465,11 @@ struct Recurrence {
       for (int v = 0; v < V; v++) {
         const long unit = panel * U + v * W, left = H - unit;
         if (left <= 0) break;
-        vf of[G], x[G], keep[Cell::saved + 1];
+        vf of[G], x[G], mine[P + 1], keep[Cell::saved + 1];
         for (int g = 0; g < G; g++) of[g] = sum[m][g * V + v], x[g] = in(m, g * V + v);
-        Unit before{Cell::apart ? load_part(h[m] + unit, left) : vf{}, Cell::fields > 1 ? c(m, unit, left) : vf{}};
-        Unit after = Cell::forward(of, x, before, keep);
+        for (int k = 0; k < P; k++) mine[k] = own(k, unit, left);
+        Unit before{Cell::sees_h ? load_part(h[m] + unit, left) : vf{}, Cell::fields > 1 ? c(m, unit, left) : vf{}};
+        Unit after = Cell::forward(of, x, before, mine, keep);
         give(m, v, unit, left, after, keep);
       }
   }
@@ -431,6 +482,7 @@ struct Recurrence {
         Int<R>{}, B == 1, panel, H, f.r.at(panel * H * Z * W), f.state_bias.at(panel * Z * W), h,
         [&](int m, int z) { return load(sums + m * width + z * W); },
         [&](int m, long unit, long) { return load(f.c.at((place + m * stride) * padded + unit)); },
+        [&](int k, long unit, long left) { return load_part(p.own[k] + unit, left); },
         [&](int m, int v, long unit, long left, Unit after, const vf* keep) {
           const long i = place + m * stride;
           store_part(p.y + rows.at(p, i, s) * H + unit, after.h, left);
@@ -464,13 +516,13 @@ struct Recurrence {
     Crews crews;
     std::vector<Chunk> chunks;             // by crew
     std::vector<Sums> sums;                // by group
-    std::vector<std::vector<float*>> out;  // by thread
+    std::vector<Places> places;  // by thread
     Backward(const Recurrence& q)
         : rows(q.rows_of_group(std::max(ceil_div(q.B, MOST_GROUPS), std::clamp(ceil_div(q.B, 4), GROUP_ROWS / 4, GROUP_ROWS)))),
           steps(std::max(1L, BACK_ROWS / rows)), in_panels(ceil_div(q.I, N * W)), in_padded(in_panels * N * W),
           h_panels(ceil_div(q.H, N * W)), wide(h_panels * N * W), width(D * wide + 16), w(in_panels * G * q.H * N * W),
           r(h_panels * G * q.H * N * W), dh(q.B * wide), dc(q.B * wide), barrier(q.threads),
-          crews(q.threads, ceil_div(q.B, rows)), out(q.threads, std::vector<float*>(steps * rows)) {
+          crews(q.threads, ceil_div(q.B, rows)), places(q.threads, Places(steps * rows)) {
       for (int crew = 0; crew < std::min<long>(q.threads, crews.groups); crew++)
         chunks.push_back({Buffer(steps * rows * width), Buffer(steps * rows * in_padded), Buffer(steps * rows * wide),
                           std::vector<long>(steps + 1)});
@@ -480,17 +532,17 @@ struct Recurrence {
   };
 
   void backward(Backward& b, int thread) const {
-    pack_plain(p.w_ih, G * H, I, b.w.at(), Share(b.in_panels, thread, threads));
-    pack_plain(p.w_hh, G * H, H, b.r.at(), Share(b.h_panels, thread, threads));
+    pack_plain<N>(p.w_ih, G * H, I, b.w.at(), Share(b.in_panels, thread, threads));
+    pack_plain<N>(p.w_hh, G * H, H, b.r.at(), Share(b.h_panels, thread, threads));
     b.barrier.wait();
     b.crews.each(thread, [&](const Crew& crew, Group group, long number) {
-      back_group(b, b.chunks[thread % b.chunks.size()], b.sums[number], b.out[thread], crew, group);
+      back_group(b, b.chunks[thread % b.chunks.size()], b.sums[number], b.places[thread], crew, group);
     });
     b.barrier.wait();
     give(b, thread);
   }
 
-  void back_group(Backward& b, Chunk& chunk, Sums& sums, std::vector<float*>& out, const Crew& crew, Group group) const {
+  void back_group(Backward& b, Chunk& chunk, Sums& sums, Places& places, const Crew& crew, Group group) const {
     for (long n = crew.rank; n < group.count(B); n += crew.size) {
       const long i = group.place(n);
       take(b, p.dh_last, i, b.dh);
@@ -507,10 +559,10 @@ struct Recurrence {
         for (long s = s0; s < s1; s++) chunk.start[s - s0] = chunk.total, chunk.total += group.count(rows.running[s]);
       }
       crew.wait();
-      for (long s = s1 - 1; s >= s0; s--) back_step(b, chunk, crew, group, s, chunk.start[s - s0]);
+      for (long s = s1 - 1; s >= s0; s--) back_step(b, chunk, places, crew, group, s, chunk.start[s - s0]);
       crew.wait();
       gather(b, chunk, crew, group, s0, s1);
-      if (p.dx) back_inputs(b, chunk, out, crew, group, s0, s1);
+      if (p.dx) back_inputs(b, chunk, places, crew, group, s0, s1);
       crew.wait();
       back_weights(b, chunk, sums, crew);
       crew.wait();
@@ -530,27 +582,18 @@ struct Recurrence {
   }
 
   // The gradients of the sums of one step, and with them the gradient of the state before it.
-  void back_step(Backward& b, Chunk& chunk, const Crew& crew, Group group, long s, long start) const {
+  void back_step(Backward& b, Chunk& chunk, Places& places, const Crew& crew, Group group, long s, long start) const {
     const long count = group.count(rows.running[s]);
     const Share units = crew.share(b.h_panels);
     for (long n = 0; n < count; n++) back_gates(b, s, group.place(n), chunk.d.at((start + n) * b.width), units);
     crew.wait();
-    for (long panel = units.begin; panel < units.end; panel++)
-      in_tiles<ROWS<N>>(count, [&](long at, auto R) {
-        vf sum[R][N];
-        const float* d[R];
-        float* dh[R];
-        for (int m = 0; m < R; m++) {
-          dh[m] = b.dh.at(group.place(at + m) * b.wide + panel * N * W);
-          for (int z = 0; z < N; z++) sum[m][z] = load(dh[m] + z * W);
-        }
-        for (int g = 0; g < G; g++) {
-          for (int m = 0; m < R; m++) d[m] = chunk.d.at((start + at + m) * b.width + state_side(g) * b.wide);
-          multiply(B == 1, sum, d, b.r.at((panel * G * H + g * H) * N * W), H);
-        }
-        for (int m = 0; m < R; m++)
-          for (int z = 0; z < N; z++) store(dh[m] + z * W, sum[m][z]);
-      });
+    long offsets[G];
+    for (int g = 0; g < G; g++) offsets[g] = state_side(g) * b.wide;
+    for (long panel = units.begin; panel < units.end; panel++) {
+      for (long n = 0; n < count; n++)
+        places.in[n] = chunk.d.at((start + n) * b.width), places.out[n] = b.dh.at(group.place(n) * b.wide + panel * N * W);
+      product<N>(B == 1, true, count, places.in.data(), offsets, G, places.out.data(), N * W, b.r.at(panel * G * H * N * W), H);
+    }
   }
 
   void back_gates(Backward& b, long s, long i, float* d, Share units) const {
@@ -562,7 +605,8 @@ struct Recurrence {
         for (int k = 0; k < D; k++) store(d + k * HP + unit, vf{});
         continue;
       }
-      vf kept_[Cell::saved + 1], sum[D];
+      vf kept_[Cell::saved + 1], mine[P + 1], sum[D];
+      for (int k = 0; k < P; k++) mine[k] = load_part(p.own[k] + unit, left);
       for (int k = 0; k < Cell::saved; k++) kept_[k] = load(kept(s, i, panel) + (k * V + v) * W);
       Unit after{load_part(y + unit, left), vf{}}, before{load_part(h + unit, left), vf{}};
       Unit grad{load(b.dh.at(i * HP + unit)), vf{}};
@@ -572,7 +616,7 @@ struct Recurrence {
         before.c = s ? load(kept_c(s - 1, i) + unit) : load_part(p.c0 + rows.row[i] * H + unit, left);
         grad.c = load(b.dc.at(i * HP + unit));
       }
-      Cell::backward(sum, kept_, after, before, grad);
+      Cell::backward(sum, kept_, after, before, mine, grad);
       for (int k = 0; k < D; k++) store(d + k * HP + unit, sum[k]);
       store(b.dh.at(i * HP + unit), grad.h);
       if (Cell::fields > 1) store(b.dc.at(i * HP + unit), grad.c);
@@ -591,26 +635,19 @@ struct Recurrence {
       }
   }
 
-  void back_inputs(Backward& b, Chunk& chunk, std::vector<float*>& out, const Crew& crew, Group group, long s0,
-                   long s1) const {
-    for (long s = s0; s < s1; s++)
-      for (long n = 0; n < group.count(rows.running[s]); n++)
-        out[chunk.start[s - s0] + n] = p.dx + rows.at(p, group.place(n), s) * I;
+  void back_inputs(Backward& b, Chunk& chunk, Places& places, const Crew& crew, Group group, long s0, long s1) const {
     const Share mine = crew.share(chunk.total);
-    for (long panel = 0; panel < b.in_panels; panel++)
-      in_tiles<ROWS<N>>(mine.end - mine.begin, [&](long at, auto R) {
-        vf sum[R][N] = {};
-        const float* d[R];
-        for (int g = 0; g < G; g++) {
-          for (int m = 0; m < R; m++) d[m] = chunk.d.at((mine.begin + at + m) * b.width + g * b.wide);
-          multiply(sum, d, b.w.at((panel * G * H + g * H) * N * W), H);
+    long offsets[G];
+    for (int g = 0; g < G; g++) offsets[g] = g * b.wide;
+    for (long panel = 0; panel < b.in_panels; panel++) {
+      for (long s = s0; s < s1; s++)
+        for (long n = 0; n < group.count(rows.running[s]); n++) {
+          const long row = chunk.start[s - s0] + n;
+          places.in[row] = chunk.d.at(row * b.width), places.out[row] = p.dx + rows.at(p, group.place(n), s) * I + panel * N * W;
         }
-        for (int m = 0; m < R; m++)
-          for (int z = 0; z < N; z++) {
-            const long column = (panel * N + z) * W;
-            store_part(out[mine.begin + at + m] + column, sum[m][z], I - column);
-          }
-      });
+      product<N>(false, false, mine.end - mine.begin, &places.in[mine.begin], offsets, G, &places.out[mine.begin], I - panel * N * W,
+                 b.w.at(panel * G * H * N * W), H);
+    }
   }
 
   // dW += d' x, dR += d' h, db += d, each thread its own rows of the results, over all rows of the chunk in order. A chunk is
@@ -619,8 +656,8 @@ struct Recurrence {
     for (int g = 0; g < G; g++) {
       const Share mine = crew.share(H);
       const float *d = chunk.d.at(g * b.wide), *d_state = chunk.d.at(state_side(g) * b.wide);
-      outer(d, b.width, chunk.x.at(), b.in_padded, chunk.total, sums.dw.at(g * H * b.in_padded), mine);
-      outer(d_state, b.width, chunk.h.at(), b.wide, chunk.total, sums.dr.at(g * H * b.wide), mine);
+      outer<N>(d, b.width, chunk.x.at(), b.in_padded, chunk.total, sums.dw.at(g * H * b.in_padded), mine);
+      outer<N>(d_state, b.width, chunk.h.at(), b.wide, chunk.total, sums.dr.at(g * H * b.wide), mine);
     }
     const Share vectors = crew.share(D * b.wide / W);
     for (long v = vectors.begin; v < vectors.end; v++) {
@@ -629,18 +666,6 @@ struct Recurrence {
       for (const vf& one : part) sum += one;
       store(sums.db.at(v * W), load(sums.db.at(v * W)) + sum);
     }
-  }
-
-  static void outer(const float* d, long d_row, const float* x, long x_row, long total, float* out, Share mine) {
-    for (long panel = 0; panel < x_row / (N * W); panel++)
-      in_tiles<ROWS<N>>(mine.end - mine.begin, [&](long at, auto R) {
-        vf sum[R][N] = {};
-        const float* gradient = d + mine.begin + at;
-        accumulate(sum, [&](int m, long r) { return gradient[r * d_row + m]; }, x + panel * N * W, x_row, total);
-        float* to = out + (mine.begin + at) * x_row + panel * N * W;
-        for (int m = 0; m < R; m++)
-          for (int z = 0; z < N; z++) store(to + m * x_row + z * W, load(to + m * x_row + z * W) + sum[m][z]);
-      });
   }
 
   // From the padded sums of the groups, added in their order, to the arrays of the caller.
@@ -655,6 +680,8 @@ struct Recurrence {
         add_up(b, &Sums::db, g * b.wide, H, p.db_ih + g * H);
         add_up(b, &Sums::db, state_side(g) * b.wide, H, p.db_hh + g * H);
       }
+    if (thread == 0)
+      for (int k = 0; k < P; k++) add_up(b, &Sums::db, (D - P + k) * b.wide, H, p.down[k]);
   }
 
   static void add_up(Backward& b, Buffer Sums::*part, long at, long n, float* to) {
@@ -673,12 +700,13 @@ struct Step final : recurra::Stepper {
   static constexpr int Z = Q::Z, U = Q::U;
   const long I, H, panels;
   const int threads;
-  Buffer w, r, bias, state_bias;
+  Buffer w, r, bias, state_bias, own;
 
   explicit Step(const Problem& p)
       : I(p.inputs), H(p.units), panels(ceil_div(H, U)), threads(p.threads), w(panels * I * Z * W), r(panels * H * Z * W),
-        bias(panels * Z * W), state_bias(panels * Z * W) {
+        bias(panels * Z * W), state_bias(panels * Z * W), own(Cell::params * H) {
     Q q(p);
+    for (int k = 0; k < Cell::params; k++) std::memcpy(own.at(k * H), p.own[k], H * sizeof(float));
     q.pack(p.w_ih, I, w.at(), Share(panels, 0, 1));
     q.pack(p.w_hh, H, r.at(), Share(panels, 0, 1));
     q.pack_biases(bias, state_bias);
@@ -707,6 +735,7 @@ struct Step final : recurra::Stepper {
         Int<R>{}, alone, panel, H, r.at(panel * H * Z * W), state_bias.at(panel * Z * W), hs,
         [&](int m, int z) { return in[m][z]; },
         [&](int m, long unit, long left) { return load_part(c + (at + m) * H + unit, left); },
+        [&](int k, long unit, long left) { return load_part(own.at(k * H + unit), left); },
         [&](int m, int, long unit, long left, Unit after, const vf*) {
           store_part(h_out + (at + m) * H + unit, after.h, left);
           if (Cell::fields > 1) store_part(c_out + (at + m) * H + unit, after.c, left);

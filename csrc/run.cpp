@@ -31,9 +31,15 @@
 #include <immintrin.h>
 #endif
 
-namespace avx512 { recurra::Kernel find(recurra::Kind); int64_t sweep(const recurra::Sweep&); }
-namespace avx2 { recurra::Kernel find(recurra::Kind); int64_t sweep(const recurra::Sweep&); }
-namespace baseline { recurra::Kernel find(recurra::Kind); int64_t sweep(const recurra::Sweep&); }
+#define RECURRA_COMPILED_FOR(isa)                  \
+  namespace isa {                                  \
+  recurra::Table<recurra::Kernel> kernels();       \
+  recurra::Table<recurra::Follower> followers();   \
+  int64_t sweep(const recurra::Sweep&);            \
+  }
+RECURRA_COMPILED_FOR(avx512)
+RECURRA_COMPILED_FOR(avx2)
+RECURRA_COMPILED_FOR(baseline)
 
 namespace recurra {
 
@@ -41,22 +47,26 @@ namespace {
 
 constexpr int SPINS = 2000;  // some tens of microseconds: many times a step, and little beside a time slice
 
-bool always() { return true; }
+[[maybe_unused]] bool always() { return true; }
 
 #if defined(__x86_64__)
-bool has_avx512() {
+[[maybe_unused]] bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512bw");
 }
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+[[maybe_unused]] bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
 
 const InstructionSet SETS[] = {
-#if defined(__x86_64__)
-    {"avx512", has_avx512, avx512::find, avx512::sweep},
-    {"avx2", has_avx2, avx2::find, avx2::sweep},
+#if defined(RECURRA_HAS_avx512)
+    {"avx512", has_avx512, avx512::kernels, avx512::followers, avx512::sweep},
 #endif
-    {"baseline", always, baseline::find, baseline::sweep},
+#if defined(RECURRA_HAS_avx2)
+    {"avx2", has_avx2, avx2::kernels, avx2::followers, avx2::sweep},
+#endif
+#if defined(RECURRA_HAS_baseline)
+    {"baseline", always, baseline::kernels, baseline::followers, baseline::sweep},
+#endif
 };
 
 void pause() {
@@ -95,13 +105,22 @@ void Barrier::wake() {}
 
 namespace {
 
+// Through `new`, which whoever checks what happens without memory can replace (csrc/checks.cpp).
+constexpr std::align_val_t CACHE_LINE{64};
+void free_memory(void* start) noexcept { ::operator delete(start, CACHE_LINE, std::nothrow); }
+
 constexpr size_t MOST_KEPT = size_t(64) << 20;
 
 struct Pool {
   std::vector<Block> blocks;
   size_t kept = 0;
+  void empty() noexcept {
+    for (Block block : blocks) free_memory(block.start);
+    blocks.clear();
+    kept = 0;
+  }
   ~Pool() {
-    for (Block block : blocks) std::free(block.start);
+    empty();
     gone = true;
   }
   static thread_local bool gone;  // blocks may come back after the pool of their thread is gone
@@ -125,7 +144,7 @@ Block take_block(size_t bytes) {
       return block;
     }
   }
-  void* start = std::aligned_alloc(64, bytes);
+  void* start = ::operator new(bytes, CACHE_LINE, std::nothrow);
   if (!start) throw std::bad_alloc();
   prefer_large_pages(start, bytes);
   return {start, bytes};
@@ -141,7 +160,11 @@ void give_block(Block block) noexcept {
     } catch (...) {
     }
   }
-  std::free(block.start);
+  free_memory(block.start);
+}
+
+void give_blocks_back() noexcept {
+  if (!Pool::gone) pool.empty();
 }
 
 void prefer_large_pages(const void* start, size_t bytes) {
@@ -219,6 +242,23 @@ void watch_for_forks() {
 #endif
 }
 
+#if defined(RECURRA_PTHREADS)
+// For the checks: a sanitizer of threads knows these, and not how OpenMP waits.
+void on_threads(int threads, const std::function<void(int)>& work) {
+  struct One {
+    const std::function<void(int)>* work;
+    int number;
+    pthread_t thread;
+  } all[64];
+  for (int i = 1; i < threads; i++) {
+    all[i] = {&work, i, {}};
+    auto run = [](void* given) -> void* { return (*static_cast<One*>(given)->work)(static_cast<One*>(given)->number), nullptr; };
+    if (pthread_create(&all[i].thread, nullptr, run, &all[i]) != 0) std::abort();
+  }
+  work(0);
+  for (int i = 1; i < threads; i++) pthread_join(all[i].thread, nullptr);
+}
+#else
 void on_threads(int threads, const std::function<void(int)>& work) {
   if (threads == 1) return work(0);
 #ifdef _OPENMP
@@ -243,6 +283,7 @@ void on_threads(int threads, const std::function<void(int)>& work) {
   throw std::runtime_error("recurra was built without OpenMP; call torch.set_num_threads(1)");
 #endif
 }
+#endif
 
 const InstructionSet* instruction_set(const char* name) {
   for (const auto& set : SETS)

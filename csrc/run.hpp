@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 
+#include "following.hpp"
 #include "problem.hpp"
 
 namespace recurra {
@@ -16,7 +17,8 @@ struct Stepper {
 };
 
 struct Kernel {
-  int gates, fields;  // blocks of rows of the weights; fields of the state
+  const char* name;
+  int gates, fields, params;  // blocks of rows of the weights; fields of the state; parameters of each unit
   // Of one problem, or of several side by side: each then has its share of the threads.
   void (*forward)(const Problem* problems, int count);
   void (*backward)(const Problem* problems, int count);
@@ -35,6 +37,7 @@ struct Block {
 };
 Block take_block(size_t bytes);  // throws std::bad_alloc
 void give_block(Block block) noexcept;
+void give_blocks_back() noexcept;  // of the calling thread, to the C library
 
 // Asks for large pages for a large array that is about to be written: above 32 MiB the C library takes fresh pages at every
 // call, and getting them one by one took 7 % of the time of training.
@@ -50,11 +53,19 @@ void watch_for_forks();
 // Runs work(0) to work(threads - 1) side by side, in the OpenMP pool that torch has already started.
 void on_threads(int threads, const std::function<void(int)>& work);
 
+// Kernels by their places, which are the same in every instruction set.
+template <class Kernel>
+struct Table {
+  const Kernel* first;
+  int size;
+};
+
 // The name of an instruction set, and the kernels compiled for it; null for a name that this machine does not run.
 struct InstructionSet {
   const char* name;
   bool (*runs_here)();
-  Kernel (*find)(Kind);
+  Table<Kernel> (*kernels)();
+  Table<Follower> (*followers)();
   int64_t (*sweep)(const Sweep&);  // how many units were turned over
 };
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from test_native import CELLS, in_a_process
+from test_native import CELLS, MANY, in_a_process
 from torch import Tensor, nn
 from torch import library as operators
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recurra import kernels
-from recurra.cells import GRU, LSTM, Cell
+from recurra.cells import GRU, LRU, LSTM, MGU, Cell, MinGRU
 from recurra.errors import UsageError
 from recurra.kernels import native, ops
 from recurra.state import leaves, masked, tmap
@@ -58,7 +59,8 @@ def given(name: str, ragged: bool, *, grad: bool, batch: int = 5, time: int = 7)
     lengths = ends(batch, time) if ragged else None
     state = tmap(torch.randn_like, cell.initial_state(batch))
     xs, h, *c = (part.detach().requires_grad_(grad) for part in (masked(xs, lengths), *state))
-    return name, xs, lengths, h, c[0] if c else None, *cell.parameters()
+    weights = [part.detach().requires_grad_(grad) for part in cell.recurrence()[1]]
+    return name, xs, lengths, h, c[0] if c else None, weights
 
 
 def way_back(name: str, ragged: bool, *, wants_dx: bool = True, reverse: bool = False) -> tuple[Any, ...]:
@@ -66,7 +68,7 @@ def way_back(name: str, ragged: bool, *, wants_dx: bool = True, reverse: bool = 
     start = given(name, ragged, grad=False)
     ys, h, c, saved = torch.ops.recurra.recurrence(*start, reverse, True)
     grads = [torch.randn_like(part) for part in (ys, h, c)]
-    return *start, ys, saved, grads[0], None, grads[2] if name == "lstm" else None, reverse, wants_dx
+    return *start, ys, saved, grads[0], None, grads[2] if c.numel() else None, reverse, wants_dx
 
 
 def same(a: Any, b: Any) -> None:
@@ -100,7 +102,7 @@ def test_the_backward_operator_is_sound(name: str, ragged: bool, wants_dx: bool)
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_operators_give_the_bits_of_the_direct_way(name: str, ragged: bool, grad: bool, reverse: bool) -> None:
-    _, xs, lengths, h, c, *weights = given(name, ragged, grad=grad)
+    _, xs, lengths, h, c, weights = given(name, ragged, grad=grad)
     results = []
     for way in (native.run, ops.run):
         ys, last = way(name, xs, lengths, ops._fields(h, c), tuple(weights), reverse)
@@ -113,7 +115,7 @@ def test_the_operators_give_the_bits_of_the_direct_way(name: str, ragged: bool, 
 @pytest.mark.parametrize("name", CELLS)
 def test_a_second_derivative_of_the_operator_is_that_of_the_direct_way(name: str) -> None:
     results = []
-    _, xs, lengths, h, c, *weights = given(name, True, grad=True)
+    _, xs, lengths, h, c, weights = given(name, True, grad=True)
     for way in (native.run, ops.run):
         ys, _ = way(name, xs, lengths, ops._fields(h, c), tuple(weights))
         (first,) = torch.autograd.grad(masked(ys, lengths).square().sum(), xs, create_graph=True)
@@ -123,7 +125,7 @@ def test_a_second_derivative_of_the_operator_is_that_of_the_direct_way(name: str
 
 @pytest.mark.parametrize("name", CELLS)
 def test_one_output_alone_has_its_gradients(name: str) -> None:
-    _, xs, lengths, h, c, *weights = given(name, True, grad=True)
+    _, xs, lengths, h, c, weights = given(name, True, grad=True)
     for place in range(len(ops._fields(h, c)) + 1):
         found = []
         for way in (native.run, ops.run):
@@ -133,23 +135,25 @@ def test_one_output_alone_has_its_gradients(name: str) -> None:
 
 
 def test_the_operator_says_what_it_cannot_run() -> None:
-    name, xs, lengths, h, c, *weights = given("lstm", True, grad=False)
+    name, xs, lengths, h, c, weights = given("lstm", True, grad=False)
     rest = (False, False)
     op = torch.ops.recurra.recurrence
     wrong: list[tuple[Any, ...]] = [
-        ("lstn", xs, lengths, h, c, *weights),
-        (name, xs, lengths, h, None, *weights),
-        ("gru", xs, lengths, h, c, *weights),
-        (name, xs[0], lengths, h, c, *weights),
-        (name, xs.double(), lengths, h, c, *weights),
-        (name, xs, lengths + 1, h, c, *weights),
-        (name, xs, lengths - 1, h, c, *weights),
-        (name, xs, lengths[1:], h, c, *weights),
-        (name, xs, lengths.int(), h, c, *weights),
-        (name, xs, lengths, h[1:], c, *weights),
-        (name, xs, lengths, h, c[:, 1:], *weights),
-        (name, xs, lengths, h, c, *weights[:2], weights[2][1:], weights[3]),
-        ("elman-tanh", xs, lengths, h, None, *weights),
+        ("lstn", xs, lengths, h, c, weights),
+        (name, xs, lengths, h, None, weights),
+        ("gru", xs, lengths, h, c, weights),
+        (name, xs[0], lengths, h, c, weights),
+        (name, xs.double(), lengths, h, c, weights),
+        (name, xs, lengths + 1, h, c, weights),
+        (name, xs, lengths - 1, h, c, weights),
+        (name, xs, lengths[1:], h, c, weights),
+        (name, xs, lengths.int(), h, c, weights),
+        (name, xs, lengths, h[1:], c, weights),
+        (name, xs, lengths, h, c[:, 1:], weights),
+        (name, xs, lengths, h, c, [*weights[:2], weights[2][1:], weights[3]]),
+        (name, xs, lengths, h, c, weights[:3]),
+        ("lstm-peephole", xs, lengths, h, c, [*weights, *[h[0]] * 2, h[0][1:]]),
+        ("elman-tanh", xs, lengths, h, None, weights),
     ]
     for given_ in wrong:
         with pytest.raises(UsageError, match="wanted"):
@@ -158,7 +162,7 @@ def test_the_operator_says_what_it_cannot_run() -> None:
 
 def test_the_way_back_says_what_it_cannot_run() -> None:
     right = way_back("lstm", True)
-    places = {"ys": 9, "saved": 10, "dys": 11, "dc": 13}
+    places = {"ys": 6, "saved": 7, "dys": 8, "dc": 10}
     for name, place in places.items():
         wrong = (*right[:place], right[place][1:], *right[place + 1 :])
         with pytest.raises(UsageError, match=f"{name}.*wanted"):
@@ -169,7 +173,7 @@ def test_the_way_back_says_what_it_cannot_run() -> None:
 @pytest.mark.parametrize(("batch", "time"), [(0, 3), (2, 0), (0, 0)])
 def test_no_rows_and_no_steps_change_nothing(name: str, batch: int, time: int) -> None:
     start = given(name, True, grad=True, batch=batch, time=time)
-    _, _, _, h, c, *weights = start
+    _, _, _, h, c, weights = start
     ys, *last, _ = torch.ops.recurra.recurrence(*start, False, True)
     assert ys.shape == (batch, time, UNITS)
     for before, after in zip(ops._fields(h, c), last, strict=False):
@@ -233,7 +237,7 @@ def recurrences(graph: torch.fx.GraphModule) -> int:
     return sum(str(node.target).startswith("recurra.recurrence") for node in graph.graph.nodes)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", sorted(MANY))
 @pytest.mark.parametrize("ragged", [False, True])
 def test_a_compiled_model_is_the_model_at_any_length(name: str, ragged: bool) -> None:
     model, counter = Tagger(CELLS[name](INPUTS, UNITS)), CompileCounterWithBackend("aot_eager")
@@ -245,7 +249,7 @@ def test_a_compiled_model_is_the_model_at_any_length(name: str, ragged: bool) ->
     assert recurrences(counter.graphs[-1]) == 1
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", sorted(MANY))
 @pytest.mark.parametrize("ragged", [False, True])
 def test_a_compiled_model_answers_without_gradients(name: str, ragged: bool) -> None:
     model = Tagger(CELLS[name](INPUTS, UNITS)).eval()
@@ -308,7 +312,7 @@ def exported(model: nn.Module, *, strict: bool) -> torch.export.ExportedProgram:
 
 
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")  # parametrize.cached
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", sorted(MANY))
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_model_is_exported_natively_on_demand(name: str, strict: bool) -> None:
     model = Tagger(CELLS[name](INPUTS, UNITS)).eval()
@@ -342,3 +346,52 @@ def test_a_model_is_exported_without_the_kernels_unless_told() -> None:
     with torch.no_grad():
         xs, lengths = torch.randn(2, 9, INPUTS), ends(2, 9)
         same(program.module()(xs, lengths), model(xs, lengths))
+
+
+# --- torch.func.vmap ---
+
+
+@pytest.mark.parametrize("build", [GRU, LSTM, MinGRU, LRU, MGU])
+@pytest.mark.parametrize("own_weights", [False, True])
+def test_samples_are_mapped_by_the_kernels(build: Callable[[int, int], Cell], own_weights: bool) -> None:
+    """With shared weights they are rows of one call, and an ensemble is one call for each member, if weights recur at all."""
+    cell, xs = build(3, 5), torch.randn(4, 2, 6, 3, requires_grad=True)
+    weights = {
+        name: torch.stack([part.detach() + n for n in (0.0, 0.1, 0.2, 0.3)]) if own_weights else part
+        for name, part in cell.named_parameters()
+    }
+
+    def of_one(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(
+            Unrolled(cell), {f"cell.{name}": part for name, part in weights.items()}, (x,)
+        )
+
+    def mapped() -> list[Tensor]:
+        ys = torch.func.vmap(of_one, in_dims=(0 if own_weights else None, 0))(weights, xs)
+        return [ys, *torch.autograd.grad(ys.square().sum(), [xs] if own_weights else [xs, *cell.parameters()])]
+
+    with Counted() as counted:
+        fast = mapped()
+    assert counted.calls == (4 if own_weights and build is not MinGRU else 1)
+    with kernels.reference():
+        plain = mapped()
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+
+
+class Unrolled(nn.Module):
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, xs: Tensor) -> Tensor:
+        return self.cell.unroll(xs, self.cell.initial_state(xs.shape[0]))[0]
+
+
+class Counted(TorchDispatchMode):
+    """How often a forward kernel is called as an operator."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += func in (torch.ops.recurra.recurrence.default, torch.ops.recurra.follow.default)
+        return func(*args, **(kwargs or {}))

@@ -67,6 +67,9 @@ class Cell(nn.Module, ABC):
     def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """How `unroll` runs through time: by the kernel that the cell names, or else by `loop`. It does not look past a row's
         end, where there may be anything, and puts out zeros there."""
+        follows = self.follow(xs, state, lengths)
+        if follows is not None:
+            return follows
         known = self.recurrence()
         fast = None if known is None else kernels.run(known[0], xs, lengths, state, known[1])
         return self.loop(xs, state, lengths) if fast is None else (fast[0], refill(state, fast[1]))
@@ -75,6 +78,17 @@ class Cell(nn.Module, ABC):
         """The name in `kernels.KERNELS` of what the cell computes as it is set now, and the weights that the kernel wants; None
         where the cell has only its loop."""
         return None
+
+    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]] | None:
+        """Of a cell that no kernel computes from its inputs on: the name of the kernel in csrc/ that goes on from what `project`
+        gave, and the parameters that it wants; None where there is no such kernel."""
+        return None
+
+    def follow(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State] | None:
+        """`scan` by the kernel of `what_recurs`, or None where there is none for this call."""
+        known = self.what_recurs()
+        fast = None if known is None else kernels.follow(known[0], self.project, xs, lengths, state, known[1])
+        return None if fast is None else (fast[0], refill(state, fast[1]))
 
     def loop(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """The readable loop: the definition of the cell and the oracle of every faster path."""
@@ -122,6 +136,11 @@ def add_weights(cell: Cell, units: int, inputs: int, recurrent: int, *biases: st
     cell.weight_hh = nn.Parameter(uniform_(units, rows, recurrent))
     for name in biases:
         cell.register_parameter(name, nn.Parameter(uniform_(units, rows)))
+
+
+def with_one_bias(cell: Cell) -> tuple[Tensor, ...]:
+    """The weights of a cell as kernels want them, zeros for the second bias that it does not have."""
+    return cell.weight_ih, cell.weight_hh, cell.bias_ih, torch.zeros_like(cell.bias_ih)
 
 
 def check_call(cell: Cell, xs: Tensor, state: State, lengths: Tensor | None) -> None:

@@ -11,7 +11,6 @@ from recurra.init import uniform_
 
 Activation = Literal["tanh", "relu", "logistic", "identity"]
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "logistic": torch.sigmoid, "identity": lambda a: a}
-FUSED = ("tanh", "relu")
 
 
 class ElmanState(NamedTuple):
@@ -54,7 +53,7 @@ class Elman(Cell):
 
     def recurrence(self) -> tuple[str, tuple[Tensor, ...]] | None:
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        return (f"elman-{self.activation}", weights) if self.activation in FUSED else None
+        return (f"elman-{self.activation}", weights) if self.activation != "identity" else None
 
 
 @final
@@ -90,6 +89,9 @@ class IndRNN(Cell):
     def step(self, u: Tensor, state: ElmanState) -> tuple[Tensor, ElmanState]:
         h = ACTIVATIONS[self.activation](u + self.weight_u * state.h)
         return h, ElmanState(h)
+
+    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]]:
+        return f"indrnn-{self.activation}", (self.weight_u,)
 
 
 class JordanState(NamedTuple):

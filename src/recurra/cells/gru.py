@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recurra.cells.base import Cell, add_weights
+from recurra.cells.base import Cell, add_weights, with_one_bias
 
 
 class GRUState(NamedTuple):
@@ -56,7 +56,9 @@ class GRU(Cell):
         return GRUState(self.bias_hh.new_zeros(batch, self.output_size))
 
     def project(self, xs: Tensor) -> Tensor:
-        return F.linear(xs, self.weight_ih, self.bias_ih)
+        """The sums of the input, [batch, time, 3 * units]: with the second bias too where nothing stands between them."""
+        bias = self.bias_ih if self.reset == "after" else self.bias_ih + self.bias_hh
+        return F.linear(xs, self.weight_ih, bias)
 
     def gates(self, u: Tensor, state: GRUState) -> GRUGates:
         return self._reset_after(u, state.h) if self.reset == "after" else self._reset_before(u, state.h)
@@ -70,6 +72,9 @@ class GRU(Cell):
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         return ("gru", weights) if self.reset == "after" else None
 
+    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]] | None:
+        return ("gru-before", (self.weight_hh,)) if self.reset == "before" else None
+
     def _reset_after(self, u: Tensor, h: Tensor) -> GRUGates:
         ur, uz, un = u.chunk(3, dim=1)
         hr, hz, hn = F.linear(h, self.weight_hh, self.bias_hh).chunk(3, dim=1)
@@ -79,10 +84,9 @@ class GRU(Cell):
     def _reset_before(self, u: Tensor, h: Tensor) -> GRUGates:
         units = self.output_size
         gates, candidate = self.weight_hh.split([2 * units, units])
-        gate_bias, candidate_bias = self.bias_hh.split([2 * units, units])
         ug, un = u.split([2 * units, units], dim=1)
-        reset, update = (ug + F.linear(h, gates, gate_bias)).sigmoid().chunk(2, dim=1)
-        return GRUGates(reset, update, (un + F.linear(reset * h, candidate, candidate_bias)).tanh())
+        reset, update = (ug + F.linear(h, gates)).sigmoid().chunk(2, dim=1)
+        return GRUGates(reset, update, (un + F.linear(reset * h, candidate)).tanh())
 
 
 @final
@@ -126,6 +130,9 @@ class LayerNormGRU(Cell):
         gate = self.gates(u, state)
         h = (1 - gate.update) * gate.candidate + gate.update * state.h
         return h, GRUState(h)
+
+    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]]:
+        return "gru-normed", (self.weight_hh, self.gain_hh, self.bias_hn)
 
     def _normed(self, sums: Tensor, gain: Tensor) -> Tensor:
         """The two gates are normalised together, the candidate by itself."""
@@ -181,6 +188,9 @@ class MGU(Cell):
         h = (1 - gate.forget) * state.h + gate.forget * gate.candidate
         return h, GRUState(h)
 
+    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]]:
+        return "mgu", (self.weight_hh,)
+
 
 class LiGRUGates(NamedTuple):
     """The gates of one step, [batch, units]: one in (0, 1), and the candidate, not negative."""
@@ -232,3 +242,6 @@ class LiGRU(Cell):
         gate = self.gates(u, state)
         h = gate.update * state.h + (1 - gate.update) * gate.candidate
         return h, GRUState(h)
+
+    def recurrence(self) -> tuple[str, tuple[Tensor, ...]] | None:
+        return ("ligru", with_one_bias(self)) if self.gain_ih is None else None

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recurra.cells.base import Cell, add_weights
+from recurra.cells.base import Cell, add_weights, with_one_bias
 from recurra.cells.elman import ACTIVATIONS, Activation
 
 
@@ -79,3 +79,9 @@ class Leaky(Cell):
         gate = self.gates(u, state)
         h = gate.keep * state.h + (1 - gate.keep) * gate.candidate
         return h, LeakyState(h)
+
+    def recurrence(self) -> tuple[str, tuple[Tensor, ...]] | None:
+        if self.elapsed or self.activation not in ("tanh", "relu"):
+            return None
+        keep = (-(-self.log_tau).exp()).exp()  # of a step of length 1
+        return f"leaky-{self.activation}", (*with_one_bias(self), keep)

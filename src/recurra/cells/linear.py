@@ -78,9 +78,13 @@ class MinGRU(Cell):
         h = (1 - gate.update) * state.h + gate.update * gate.candidate
         return h, MinimalState(h)
 
+    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]]:
+        return f"mingru-{self.candidate}", ()
+
     def scan(self, xs: Tensor, state: MinimalState, lengths: Tensor | None) -> tuple[Tensor, MinimalState]:
-        if not may_scan(self, xs, state):
-            return self.loop(xs, state, lengths)
+        fast = self.follow(xs, state, lengths)
+        if fast is not None or not may_scan(self, xs, state):
+            return fast or self.loop(xs, state, lengths)
         gate = self.gates(self.project(masked(xs, lengths)), state)
         hs, last = followed(1 - gate.update, gate.update * gate.candidate, state.h, lengths)
         return masked(hs, lengths), MinimalState(last)
@@ -136,9 +140,13 @@ class MinLSTM(Cell):
         h = gate.forget * state.h + gate.input * gate.candidate
         return h, MinimalState(h)
 
+    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]]:
+        return f"minlstm-{self.candidate}", ()
+
     def scan(self, xs: Tensor, state: MinimalState, lengths: Tensor | None) -> tuple[Tensor, MinimalState]:
-        if not may_scan(self, xs, state):
-            return self.loop(xs, state, lengths)
+        fast = self.follow(xs, state, lengths)
+        if fast is not None or not may_scan(self, xs, state):
+            return fast or self.loop(xs, state, lengths)
         gate = self.gates(self.project(masked(xs, lengths)), state)
         hs, last = followed(gate.forget, gate.input * gate.candidate, state.h, lengths)
         return masked(hs, lengths), MinimalState(last)
@@ -202,18 +210,29 @@ class LRU(Cell):
 
     def project(self, xs: Tensor) -> tuple[Tensor, Tensor]:
         """B x, its parts side by side [batch, time, 2 * units], and D x [batch, time, units]."""
-        return F.linear(xs, self.weight_ih), F.linear(xs, self.weight_skip)
+        return self._drive(xs), F.linear(xs, self.weight_skip)
+
+    def _drive(self, xs: Tensor) -> Tensor:
+        return F.linear(xs, self.weight_ih)
+
+    def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The parts of lambda, and exp(gamma): [units]."""
+        size, angle = (-self.nu.exp()).exp(), self.theta.exp()
+        return size * angle.cos(), size * angle.sin(), self.gamma.exp()
 
     def step(self, u: tuple[Tensor, Tensor], state: LRUState) -> tuple[Tensor, LRUState]:
         drive, direct = u
         b_re, b_im = drive.chunk(2, dim=1)
-        size, angle, gain = (-self.nu.exp()).exp(), self.theta.exp(), self.gamma.exp()
-        a_re, a_im = size * angle.cos(), size * angle.sin()
+        a_re, a_im, gain = self._factors()
         re = a_re * state.re - a_im * state.im + gain * b_re
         im = a_re * state.im + a_im * state.re + gain * b_im
         return self._read(re, im) + direct, LRUState(re, im)
 
     def scan(self, xs: Tensor, state: LRUState, lengths: Tensor | None) -> tuple[Tensor, LRUState]:
+        fast = kernels.follow("lru", self._drive, xs, lengths, state, self._factors())
+        if fast is not None:
+            direct = F.linear(masked(xs, lengths), self.weight_skip)
+            return self._read(*fast[0].chunk(2, dim=-1)) + direct, LRUState(*fast[1])
         if not may_scan(self, xs, state):
             return self.loop(xs, state, lengths)
         drive, direct = self.project(masked(xs, lengths))
@@ -297,16 +316,24 @@ class QRNN(Cell):
         return c if gate.output is None else gate.output * c, QRNNState(c, inputs)
 
     def scan(self, xs: Tensor, state: QRNNState, lengths: Tensor | None) -> tuple[Tensor, QRNNState]:
+        seen = torch.cat([state.inputs, masked(xs, lengths)], dim=1)
+        fast = kernels.follow(
+            f"qrnn-{self.pooling}", lambda _: self._sums(windows(seen, self.width)), xs, lengths, state[:1], ()
+        )
+        if fast is not None:
+            return fast[0], QRNNState(fast[1][0], self._last_inputs(seen, lengths))
         if not may_scan(self, xs, state):
             return self.loop(xs, state, lengths)
-        seen = torch.cat([state.inputs, masked(xs, lengths)], dim=1)
-        gate = self._gates(seen.unfold(1, self.width, 1).transpose(2, 3).flatten(2))
+        gate = self._gates(windows(seen, self.width))
         cs, c = followed(gate.forget, (1 - gate.forget) * gate.candidate, state.c, lengths)
         ys = cs if gate.output is None else gate.output * cs
         return masked(ys, lengths), QRNNState(c, self._last_inputs(seen, lengths))
 
-    def _gates(self, windows: Tensor) -> QRNNGates:
-        z, f, *o = F.linear(windows, self.weight_ih, self.bias_ih).chunk(len(self.blocks), dim=-1)
+    def _sums(self, seen: Tensor) -> Tensor:
+        return F.linear(seen, self.weight_ih, self.bias_ih)
+
+    def _gates(self, seen: Tensor) -> QRNNGates:
+        z, f, *o = self._sums(seen).chunk(len(self.blocks), dim=-1)
         return QRNNGates(z.tanh(), f.sigmoid(), o[0].sigmoid() if o else None)
 
     def _last_inputs(self, seen: Tensor, lengths: Tensor | None) -> Tensor:
@@ -316,6 +343,11 @@ class QRNN(Cell):
             return seen[:, steps:]
         places = lengths[:, None] + torch.arange(self.width - 1, device=seen.device)
         return seen.gather(1, places[..., None].expand(-1, -1, self.input_size))
+
+
+def windows(seen: Tensor, width: int) -> Tensor:
+    """Of `[batch, width - 1 + time, features]` at each step the last `width`, side by side: `[batch, time, width * features]`."""
+    return seen.unfold(1, width, 1).transpose(2, 3).flatten(2)
 
 
 class SRUState(NamedTuple):
@@ -390,9 +422,15 @@ class SRU(Cell):
         c = gate.forget * state.c + (1 - gate.forget) * candidate
         return self._passed(gate, c, skip), SRUState(c)
 
+    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]]:
+        if self.peephole_forget is not None and self.peephole_reset is not None:
+            return f"sru-peephole-{self.activation}", (self.peephole_forget, self.peephole_reset)
+        return f"sru-{self.activation}", ()
+
     def scan(self, xs: Tensor, state: SRUState, lengths: Tensor | None) -> tuple[Tensor, SRUState]:
-        if self.peephole_forget is not None or not may_scan(self, xs, state):
-            return self.loop(xs, state, lengths)
+        fast = self.follow(xs, state, lengths)
+        if fast is not None or self.peephole_forget is not None or not may_scan(self, xs, state):
+            return fast or self.loop(xs, state, lengths)
         us = self.project(masked(xs, lengths))
         gate, (_, candidate, skip) = self.gates(us, state), us
         cs, last = followed(gate.forget, (1 - gate.forget) * candidate, state.c, lengths)

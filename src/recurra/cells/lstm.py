@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recurra.cells.base import Cell, add_weights
+from recurra.cells.base import Cell, add_weights, with_one_bias
 from recurra.init import uniform_
 from recurra.regularize import check_share, step_mask
 
@@ -87,7 +87,7 @@ class LSTM(Cell):
 
     def recurrence(self) -> tuple[str, tuple[Tensor, ...]] | None:
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        return ("lstm", weights) if self.candidate == "tanh" and not self._is_noisy() else None
+        return None if self._is_noisy() else ("lstm" if self.candidate == "tanh" else "lstm-sigmoid", weights)
 
     def _is_noisy(self) -> bool:
         return self.training and self.candidate_dropout > 0
@@ -141,6 +141,10 @@ class PeepholeLSTM(Cell):
         h = gate.output * c.tanh()
         return h, LSTMState(h, c)
 
+    def recurrence(self) -> tuple[str, tuple[Tensor, ...]]:
+        peepholes = (self.peephole_input, self.peephole_forget, self.peephole_output)
+        return "lstm-peephole", (*with_one_bias(self), *peepholes)
+
 
 class CoupledGates(NamedTuple):
     """The gates of one step, each [batch, units]: two in (0, 1), the candidate in (-1, 1). The input gate is 1 - forget."""
@@ -189,6 +193,9 @@ class CoupledLSTM(Cell):
         c = gate.forget * state.c + (1 - gate.forget) * gate.candidate
         h = gate.output * c.tanh()
         return h, LSTMState(h, c)
+
+    def recurrence(self) -> tuple[str, tuple[Tensor, ...]]:
+        return "lstm-coupled", with_one_bias(self)
 
 
 class ProjectedState(NamedTuple):
@@ -243,6 +250,9 @@ class ProjectedLSTM(Cell):
 
     def recurrence(self) -> tuple[str, tuple[Tensor, ...]] | None:
         return "lstm-projected", (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr)
+
+    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]]:
+        return "lstm-projected", (self.weight_hh, self.weight_hr)
 
 
 @final
@@ -307,3 +317,7 @@ class LayerNormLSTM(Cell):
         normed = F.layer_norm(c, (self.output_size,), self.gain_c, self.bias_c)
         h = gate.output * normed.tanh()
         return h, LSTMState(h, c if self.norm == "sums" else normed)
+
+    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]]:
+        shifts = () if self.norm == "sums" else (self.bias_ih,)
+        return f"lstm-normed-{self.norm}", (self.weight_hh, self.gain_hh, *shifts, self.gain_c, self.bias_c)

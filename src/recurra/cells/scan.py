@@ -27,12 +27,25 @@ def may_scan(cell: Cell, xs: Tensor, state: Any) -> bool:
 
 def followed(a: Tensor, b: Tensor, start: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """All h `[batch, time, units]` of h_t = a_t * h_(t-1) + b_t, real or complex, from `start` `[batch, units]`, and each row's h
-    at its own end. Against the steps one by one, float32 differs in its last digits; derivatives of any order."""
+    at its own end; what stands past the end of a row means nothing. Against the steps one by one, float32 differs in its last
+    digits; derivatives of any order."""
+    fast = _natively(a, b, start, lengths)
+    if fast is not None:
+        return fast
     hs = cast(Tensor, _Recurrence.apply(a, b, start, False))
     if lengths is None:
         return hs, hs[:, -1]
     places = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, hs.shape[2])
     return hs, torch.where(lengths[:, None] > 0, hs.gather(1, places)[:, 0], start)
+
+
+def _natively(a: Tensor, b: Tensor, start: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    if not b.is_complex():
+        fast = kernels.follow("linear", lambda _: (a, b), b, lengths, (start,), ())
+        return None if fast is None else (fast[0], fast[1][0])
+    parts, begin = (a.real, a.imag, b.real, b.imag), (start.real, start.imag)
+    fast = kernels.follow("linear-complex", lambda _: parts, b.real, lengths, begin, ())
+    return None if fast is None else (torch.complex(*fast[0].chunk(2, dim=2)), torch.complex(*fast[1]))
 
 
 class _Recurrence(torch.autograd.Function):

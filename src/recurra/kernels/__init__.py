@@ -7,7 +7,8 @@
     xs       [batch, time, features], batch and time at least 1
     lengths  None where every row is full length, else int64 [batch]; past a row's end `xs` may hold anything, `ys` zeros
     state    tuple of [batch, units], the fields of the cell's state in order
-    weights  the cell's parameters in torch's order: weight_ih, weight_hh, bias_ih, bias_hh, and weight_hr of a projection
+    weights  the cell's parameters in torch's order: weight_ih, weight_hh, bias_ih, bias_hh (zeros for a cell with one bias), and
+             what else it has: weight_hr of a projection, peepholes, the share that leaky units keep
     reverse  whether each row is read from its own end to its start
 
 A cell asks `run` and gets None where no kernel takes the call; then it runs its plain loop, which is the definition.
@@ -20,28 +21,29 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from recurra.kernels import fused, native, ops
-from recurra.state import flipped
+from recurra.kernels import following, fused, native, ops
+from recurra.state import flipped, leaves, masked
 
 Result = tuple[Tensor, tuple[Tensor, ...]]
 Parts = tuple[Tensor, ...]
-Kernel = Callable[[Tensor, Tensor | None, Parts, Parts, bool], Result]
+Kernel = Callable[[Tensor, Tensor | None, Parts, Parts, bool], Result | None]
 
 
-def _native_first(name: str, otherwise: fused.Fused) -> Kernel:
-    """The native recurrence where it takes the call (float32 on a CPU), torch's own otherwise."""
-    theirs = _either_way(otherwise)
+def _native_first(name: str, otherwise: fused.Fused | None = None) -> Kernel:
+    """The native recurrence where it takes the call (float32 on a CPU), torch's own otherwise, if it has one."""
+    theirs = None if otherwise is None else _either_way(otherwise)
 
-    def kernel(xs: Tensor, lengths: Tensor | None, state: Parts, weights: Parts, reverse: bool) -> Result:
-        if native.takes(xs, state, weights):
+    def kernel(xs: Tensor, lengths: Tensor | None, state: Parts, weights: Parts, reverse: bool) -> Result | None:
+        if name in native.KINDS and native.takes(xs, state, weights):
             way = native.run if native.has_memory(xs, state, weights) else ops.run
             return way(name, xs, lengths, state, weights, reverse)
-        return theirs(xs, lengths, state, weights, reverse)
+        return None if theirs is None else theirs(xs, lengths, state, weights, reverse)
 
     return kernel
 
@@ -62,7 +64,13 @@ KERNELS: dict[str, Kernel] = {
     "lstm": _native_first("lstm", fused.lstm),
     "lstm-projected": _either_way(fused.lstm_projected),
     "gru": _native_first("gru", fused.gru),
-}
+    **{
+        name: _native_first(name)
+        for name in (
+            "elman-logistic", "leaky-tanh", "leaky-relu", "lstm-sigmoid", "lstm-peephole", "lstm-coupled", "ligru",
+        )
+    },
+}  # fmt: skip
 
 
 class _Switch:
@@ -120,6 +128,9 @@ def run(
     """The recurrence `name` on its faster path, or None where the plain loop has to do it."""
     if not wanted() or 0 in xs.shape[:2] or _is_transformed(xs, *state, *weights):
         return None
+    if _is_mapped():
+        suit = name in native.KINDS and native.suits(xs, state, weights)
+        return ops.run(name, xs, lengths, state, weights, reverse) if suit else None
     if torch.compiler.is_compiling():
         return _traced(name, xs, lengths, state, weights, reverse)
     return KERNELS[name](xs, lengths, state, weights, reverse)
@@ -135,13 +146,34 @@ def run_both_ways(
         return None
     for state, own, _ in ways:
         if (
-            _is_transformed(xs, *state, *own)
+            _is_mapped()
+            or _is_transformed(xs, *state, *own)
             or not native.takes(xs, state, own)
             or not native.has_memory(xs, state, own)
         ):
             return None
     same_size = states[0][0].shape == states[1][0].shape
     return native.run_ways(name, xs, lengths, ways) if same_size else None
+
+
+def follow(
+    name: str,
+    project: Callable[[Tensor], Any],
+    xs: Tensor,
+    lengths: Tensor | None,
+    state: Parts,
+    params: Parts,
+) -> Result | None:
+    """The recurrence `name` of `csrc/following.hpp` over what `project` makes of `xs`, which has zeros past a row's end; or None,
+    where the plain loop has to do it."""
+    if not wanted() or not following.suits(name, xs, state, params) or _is_transformed(xs, *state, *params):
+        return None
+    if torch.compiler.is_exporting() and not _natively.holds():
+        return None
+    us = tuple(leaves(project(masked(xs, lengths))))
+    if torch.compiler.is_compiling() or _is_mapped() or not native.has_memory(us[0], (*us, *state), params):
+        return ops.follow(name, us, lengths, state, params)
+    return following.run(name, us, lengths, state, params)
 
 
 def _traced(
@@ -163,7 +195,8 @@ def wanted() -> bool:
 def may_take_another_way(*tensors: Tensor) -> bool:
     """Whether a cell may compute these in another order than its loop: nobody is within `reference()`, and neither a tracer nor
     a transform is looking, which follow the loop."""
-    return wanted() and not torch.compiler.is_compiling() and not _is_transformed(*tensors)
+    looked_at = torch.compiler.is_compiling() or _is_mapped() or _is_transformed(*tensors)
+    return wanted() and not looked_at
 
 
 def reference_is_asked_for() -> bool:
@@ -171,9 +204,17 @@ def reference_is_asked_for() -> bool:
     return _plain_only._anywhere
 
 
+def _is_mapped() -> bool:
+    """Whether vmap is looking, and nothing else: the operators have a rule for it."""
+    if not torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+        return False
+    layers = torch._C._functorch.get_interpreter_stack() or []
+    return all(layer.key() == torch._C._functorch.TransformType.Vmap for layer in layers)
+
+
 def _is_transformed(*tensors: Tensor) -> bool:
-    """Whether forward-mode AD or a function transform (vmap, jvp, grad) is looking: the fused paths lack rules for some."""
-    if torch._C._are_functorch_transforms_active():
+    """Whether forward-mode AD or a function transform other than vmap alone (jvp, grad) is looking: the fused paths lack rules."""
+    if torch._C._are_functorch_transforms_active() and not _is_mapped():
         return True
     if forward_ad._current_level < 0:
         return False

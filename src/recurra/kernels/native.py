@@ -6,17 +6,18 @@ some; for those of a graph that is being traced, `ops` has the same as operators
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from recurra.errors import UsageError
-from recurra.kernels import fused
+from recurra.kernels import again, fused
 from recurra.state import flipped
 
 try:
-    from recurra.kernels import _native
+    from recurra.kernels import _native as _native  # noqa: PLC0414  the kernels beside this file take it from here
 except ImportError:  # installed without a compiler
     _native = None  # type: ignore[assignment]
 
@@ -30,8 +31,9 @@ Way = tuple[State, Weights, bool]  # the start state, the weights, and whether e
 Gradients = tuple[Tensor | None, State, Weights]  # of the inputs, of the start state, of the weights
 Step = Callable[[Tensor, Any], tuple[Tensor, Any] | None]
 
-KINDS = {"elman-tanh": 0, "elman-relu": 1, "lstm": 2, "gru": 3}
-AGAIN = {"elman-tanh": fused.elman_tanh, "elman-relu": fused.elman_relu, "lstm": fused.lstm, "gru": fused.gru}
+KINDS: dict[str, int] = {} if _native is None else {name: place for place, name in enumerate(_native.kernels())}
+WEIGHTS = {name: 4 + _native.params(kind) for name, kind in KINDS.items()}  # how many the kernel wants
+FUSED = {"elman-tanh": fused.elman_tanh, "elman-relu": fused.elman_relu, "lstm": fused.lstm, "gru": fused.gru}
 PLAIN = (Tensor, torch.nn.Parameter)
 MANY_UNITS = 256  # of one step: from here on reading the weights takes longer than waking the threads
 MANY_STATES = 16384  # of a sweep: from here on it takes longer than waking the threads
@@ -107,9 +109,14 @@ def wants_gradients(xs: Tensor, state: State, weights: Weights) -> bool:
 class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, name: str, reverse: tuple[bool, ...], *given: Any) -> tuple[Tensor, ...]:
-        xs, lengths, *flat = given
+        (xs, lengths, *flat), count = given, WEIGHTS[name]
         ways = tuple(
-            (part[4:], part[:4], back, xs.new_empty(xs.shape[0] * xs.shape[1] * saved_floats(name, part[1].shape[1])))
+            (
+                part[count:],
+                part[:count],
+                back,
+                xs.new_empty(xs.shape[0] * xs.shape[1] * saved_floats(name, part[1].shape[1])),
+            )
             for part, back in zip(_split(flat, len(reverse)), reverse, strict=True)
         )
         results = forward(name, xs, lengths, ways)
@@ -125,7 +132,7 @@ class _Recurrence(torch.autograd.Function):
 def remember(
     ctx: Any, name: str, reverse: tuple[bool, ...], given: Sequence[Any], ys: list[Tensor], saved: list[Tensor]
 ) -> None:
-    """Put into the context of autograd what `gradients` needs; `given` are xs, lengths, and of each way four weights and the
+    """Put into the context of autograd what `gradients` needs; `given` are xs, lengths, and of each way its weights and the
     state."""
     ctx.name, ctx.reverse = name, reverse
     ctx.save_for_backward(*given, *ys, *saved)
@@ -138,10 +145,10 @@ def gradients(
     """The gradient of xs, and for each way those of its state and weights, by `back` or as a computation that has derivatives
     itself."""
     xs, lengths, *others = ctx.saved_tensors
-    count = len(ctx.reverse)
+    count, weights = len(ctx.reverse), WEIGHTS[ctx.name]
     flat, ys, saved = others[: -2 * count], others[-2 * count : -count], others[-count:]
     ways = [
-        (part[4:], part[:4], reverse, kept, out, grad[0], grad[1:])
+        (part[weights:], part[:weights], reverse, kept, out, grad[0], grad[1:])
         for part, reverse, kept, out, grad in zip(
             _split(flat, count), ctx.reverse, saved, ys, _split(grads, count), strict=True
         )
@@ -206,17 +213,11 @@ def _again(name: str, xs: Tensor, lengths: Tensor | None, way: tuple[Any, ...]) 
     xs, *others = [part.view_as(part) if part.requires_grad else part for part in (xs, *given, *way[1])]
     state, weights = tuple(others[: len(given)]), tuple(others[len(given) :])
     reverse, _, _, *grads = way[2:]
-    ys, last = AGAIN[name](flipped(xs, lengths) if reverse else xs, lengths, state, weights)
+    run_again = FUSED.get(name) or partial(again.recur, name)
+    ys, last = run_again(flipped(xs, lengths) if reverse else xs, lengths, state, weights)
     outs = (flipped(ys, lengths) if reverse else ys, *last)
-    pairs = [(out, grad) for out, grad in zip(outs, (grads[0], *grads[1]), strict=True) if grad is not None]
-    wanted = [part for part in (xs, *state, *weights) if part.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, allow_unused=True
-        )
-    )
-    dxs, *others = [next(found) if part.requires_grad else None for part in (xs, *state, *weights)]
-    return dxs, tuple(others[: len(state)]), tuple(others[len(state) :])  # type: ignore[arg-type]
+    dxs, *found = again.gradients(outs, (grads[0], *grads[1]), (xs, *state, *weights))
+    return dxs, tuple(found[: len(state)]), tuple(found[len(state) :])  # type: ignore[arg-type]
 
 
 def packs(name: str, weights: Sequence[Tensor]) -> bool:
@@ -225,7 +226,7 @@ def packs(name: str, weights: Sequence[Tensor]) -> bool:
 
 
 def pack(name: str, weights: Sequence[Tensor]) -> Step:
-    """One step of the recurrence `name`, with weight_ih, weight_hh, bias_ih, bias_hh as they are now: from x `[batch, inputs]`
+    """One step of the recurrence `name`, with the weights that the kernel wants as they are now: from x `[batch, inputs]`
     and a state the output and the next state, or None where they are not ordinary tensors that lie in order and fit."""
     threads = torch.get_num_threads() if weights[1].shape[1] >= MANY_UNITS else 1
     return _native.pack(KINDS[name], tuple(weight.detach().contiguous() for weight in weights), threads).step
