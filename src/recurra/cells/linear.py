@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recurra import kernels
 from recurra.cells.base import Cell
 from recurra.cells.elman import ACTIVATIONS, Activation
 from recurra.cells.scan import followed, may_scan
