@@ -30,10 +30,12 @@ void* taken_or_thrown(size_t bytes, size_t alignment) {
 }  // namespace
 
 void* operator new(size_t bytes) { return taken_or_thrown(bytes, 16); }
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return taken(bytes, 16); }
 void* operator new(size_t bytes, std::align_val_t at) { return taken_or_thrown(bytes, static_cast<size_t>(at)); }
 void* operator new(size_t bytes, std::align_val_t at, const std::nothrow_t&) noexcept { return taken(bytes, static_cast<size_t>(at)); }
 void operator delete(void* start) noexcept { std::free(start); }
 void operator delete(void* start, size_t) noexcept { std::free(start); }
+void operator delete(void* start, const std::nothrow_t&) noexcept { std::free(start); }
 void operator delete(void* start, std::align_val_t) noexcept { std::free(start); }
 void operator delete(void* start, size_t, std::align_val_t) noexcept { std::free(start); }
 void operator delete(void* start, std::align_val_t, const std::nothrow_t&) noexcept { std::free(start); }

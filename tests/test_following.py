@@ -114,7 +114,7 @@ def handed(cell: Cell, xs: Tensor, state: Any, lengths: Tensor | None = None) ->
 
 @pytest.mark.parametrize("name", CELLS)
 def test_the_kernel_is_taken(name: str) -> None:
-    cell, xs = CELLS[name](3, 4), torch.randn(2, 3, 3)
+    cell, xs = CELLS[name](3, 16), torch.randn(2, 3, 3)
     assert len(handed(cell, xs, cell.initial_state(2))) == 1
     with kernels.reference():
         assert not handed(cell, xs, cell.initial_state(2))

@@ -11,6 +11,11 @@ from recurra.errors import UsageError
 from recurra.init import uniform_
 from recurra.state import State, choose, leaves, masked, named, refill, tmap
 
+ENOUGH_TO_NORM = 16
+"""Units from which on a cell that normalises its sums runs natively. The norm of a few numbers that lie close together makes their
+rounding grow a hundredfold, so that two orders of adding, each as near to the truth as the other, are further apart than the laws
+allow."""
+
 
 class Cell(nn.Module, ABC):
     """One step of a recurrent network, and many.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recurra.cells.base import Cell, add_weights, with_one_bias
+from recurra.cells.base import ENOUGH_TO_NORM, Cell, add_weights, with_one_bias
 
 
 class GRUState(NamedTuple):
@@ -131,8 +131,9 @@ class LayerNormGRU(Cell):
         h = (1 - gate.update) * gate.candidate + gate.update * state.h
         return h, GRUState(h)
 
-    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]]:
-        return "gru-normed", (self.weight_hh, self.gain_hh, self.bias_hn)
+    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]] | None:
+        enough = self.output_size >= ENOUGH_TO_NORM
+        return ("gru-normed", (self.weight_hh, self.gain_hh, self.bias_hn)) if enough else None
 
     def _normed(self, sums: Tensor, gain: Tensor) -> Tensor:
         """The two gates are normalised together, the candidate by itself."""

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recurra.cells.base import Cell, add_weights, with_one_bias
+from recurra.cells.base import ENOUGH_TO_NORM, Cell, add_weights, with_one_bias
 from recurra.init import uniform_
 from recurra.regularize import check_share, step_mask
 
@@ -318,6 +318,8 @@ class LayerNormLSTM(Cell):
         h = gate.output * normed.tanh()
         return h, LSTMState(h, c if self.norm == "sums" else normed)
 
-    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]]:
+    def what_recurs(self) -> tuple[str, tuple[Tensor, ...]] | None:
+        if self.output_size < ENOUGH_TO_NORM:
+            return None
         shifts = () if self.norm == "sums" else (self.bias_ih,)
         return f"lstm-normed-{self.norm}", (self.weight_hh, self.gain_hh, *shifts, self.gain_c, self.bias_c)
