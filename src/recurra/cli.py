@@ -360,7 +360,9 @@ def probe_run(
         return
     others = {str(one): _loaded(one, "cpu", threads) for one in beside or []}
     others |= {"before training": report.untrained(run)} if before else {}
-    found = report.examine(task, run, given, others)
+    silent = quiet or as_json
+    tell = lambda text: None if silent else print(f"{text} ...", file=sys.stderr, flush=True)  # noqa: E731
+    found = report.examine(task, run, given, others, tell)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(out, report.page(found, f"{run}").encode())

@@ -1,6 +1,6 @@
 """What `recurra probe` says of a run: a sequence that its task reads, and the probes of it, as numbers, lines and a page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -89,61 +89,78 @@ class Report(NamedTuple):
     contexts: tuple[list[str], list[list[str]]]
 
 
-def examine(task: Task, folder: Path, given: str | None = None, beside: Mapping[str, Task] | None = None) -> Report:
+def examine(
+    task: Task,
+    folder: Path,
+    given: str | None = None,
+    beside: Mapping[str, Task] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Report:
     """Probe the network of a task on a text, the first one of a file, or the first of the validation data of its run. Gradients of
-    the networks `beside` it, by name, are followed on the same.
+    the networks `beside` it, by name, are followed on the same. What is being done is told to `tell`.
 
     Where what is right is not known, the network's own answer is taken for it. Raises UsageError where there is neither, and
     DataError where it cannot be read.
     """
+    tell("gradients through time")
     reading = read_by(task, given)
     seen = probe.record(task.model, reading.losses)
-    flow = _flow(task, seen)
+    flow, cells = _flow(task, seen), _distinct(seen)
     by_cell = {one.name: one for one in flow.layers}
-    strip, guesses = None, []
-    if reading.written is not None:
-        cell, tokens, targets, state = reading.written
-        strip = probe.strip(cell, tokens, targets, state=state)
-        guesses = [[_token(task, int(k)) for k in row] for row in strip.guesses]
     others = {
         name: _flow(one, probe.record(one.model, read_by(one, given).losses)) for name, one in (beside or {}).items()
     }
-    cells = _distinct(seen)
+    tell("what it expected, looked at and looked back at")
+    strip, guesses = _strip(task, reading)
+    attention, looked_at = _attention(task, reading)
+    neighbours, contexts = _neighbours(task, reading)
+    connectivity, terms = _linked(task, given), _terms(task, reading)
+    tell("gates")
+    gates, followed = probe.gates(seen), _followed(task, seen, reading)
+    tell("Jacobians")
+    jacobians = [probe.jacobians(track, flow=by_cell[track.name]) for track in cells if not _is_large(track)]
     large = [
         f"{track.name}: its state has {flat(track.start).shape[1]:,} numbers; Jacobians are made of {MOST_SIZE:,} at most."
         for track in cells
         if _is_large(track)
     ]
-    attention, looked_at = _attention(task, reading)
-    neighbours, contexts = _neighbours(task, reading)
+    tell("where the state stays, and the loss around the network")
     last, around = seen.tracks[-1], read_by(task, given, AROUND)
+    clip = task.config.optimizer.clip or 1.0
     return Report(
-        reading.about,
-        flow,
-        probe.gates(seen),
-        _followed(task, seen, reading),
-        [probe.jacobians(track, flow=by_cell[track.name]) for track in cells if not _is_large(track)],
-        large,
-        strip,
-        _linked(task, given),
-        attention,
-        _terms(task, reading),
-        probe.trajectory(last),
-        _fixed_points(last),
-        neighbours,
-        probe.cliff(
-            task.model, lambda: around.losses().mean(), points=POINTS, rate=RATE, most=task.config.optimizer.clip or 1.0
-        ),
-        probe.training(folder) if (folder / "log.jsonl").exists() else None,
-        probe.unrolled(task.model, seen),
-        {"this": flow, **others} if others else {},
-        reading.inputs,
-        reading.outputs,
-        guesses,
-        looked_at,
-        _over_the_picture(reading, attention),
-        contexts,
+        about=reading.about,
+        flow=flow,
+        gates=gates,
+        followed=followed,
+        jacobians=jacobians,
+        large=large,
+        strip=strip,
+        connectivity=connectivity,
+        attention=attention,
+        terms=terms,
+        trajectory=probe.trajectory(last),
+        fixed_points=_fixed_points(last),
+        neighbours=neighbours,
+        cliff=probe.cliff(task.model, lambda: around.losses().mean(), points=POINTS, rate=RATE, most=clip),
+        training=probe.training(folder) if (folder / "log.jsonl").exists() else None,
+        shapes=probe.unrolled(task.model, seen),
+        beside={"this": flow, **others} if others else {},
+        inputs=reading.inputs,
+        outputs=reading.outputs,
+        guesses=guesses,
+        looked_at=looked_at,
+        picture=_over_the_picture(reading, attention),
+        contexts=contexts,
     )
+
+
+def _strip(task: Task, reading: Reading) -> tuple[probe.Strip | None, list[list[str]]]:
+    """Of a network that writes, with its guesses as people read them."""
+    if reading.written is None:
+        return None, []
+    cell, tokens, targets, state = reading.written
+    strip = probe.strip(cell, tokens, targets, state=state)
+    return strip, [[_token(task, int(k)) for k in row] for row in strip.guesses]
 
 
 def untrained(folder: Path) -> Task:
