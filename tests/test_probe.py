@@ -715,6 +715,10 @@ def test_networks_beside_it_and_the_one_before_its_training_are_followed_on_the_
     now, other, before = (one["layers"][0]["profile"] for one in told.values())
     np.testing.assert_allclose(now, before, rtol=1e-4)  # it was hardly moved
     assert not np.allclose(now, other, rtol=1e-2)
+    again = json.loads(shell("probe", trained, "he said", "--before", "--json").out)["beside"]
+    trained_now, trained_before = (one["layers"][0]["profile"] for one in again.values())
+    np.testing.assert_allclose(trained_before, before, rtol=1e-4)  # the same seed, the same start
+    assert not np.allclose(trained_now, trained_before, rtol=1e-2)
     assert "Gradients beside each other" in (tmp_path / "page.html").read_text(encoding="utf-8")
     alone = shell("probe", trained / "best", "he said", "--before")
     assert alone.code != 0 and "no run folder" in alone.said
