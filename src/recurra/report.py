@@ -168,6 +168,7 @@ def untrained(folder: Path) -> Task:
     task = api.load(folder)
     with run.random_numbers_of_our_own():
         run.new_job(run.read_config(folder), task)
+    task.model.cpu()  # a run may have trained elsewhere
     return task
 
 
