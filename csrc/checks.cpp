@@ -86,6 +86,11 @@ void recurrence(const Kernel& kernel, const Sizes& s, int threads, Arrays& a) {
   p.h0 = a.take(state, 1), p.c0 = a.take(state, 1), p.b_ih = a.take(rows, 1), p.b_hh = a.take(rows, 1);
   for (int k = 0; k < kernel.params; k++) p.own[k] = a.take(s.units, 0.5f), p.down[k] = a.take(s.units, 0);
   p.y = a.take(s.batch * s.steps * s.units, 0), p.h_last = a.take(state, 0), p.c_last = a.take(state, 0);
+  if (!kernel.backward) {
+    kernel.forward(&p, 1);
+    kernel.stepper(p)->step(s.batch, p.x, p.h0, p.c0, p.h_last, p.c_last);
+    return;
+  }
   p.saved = a.take(kernel.saved_floats(s.batch, s.steps, s.units), 0);
   p.dy = a.take(s.batch * s.steps * s.units, 1), p.dh_last = a.take(state, 1), p.dc_last = a.take(state, 1);
   p.dx = a.take(s.batch * s.steps * s.inputs, 0), p.dh0 = a.take(state, 0), p.dc0 = a.take(state, 0);
@@ -154,10 +159,11 @@ int main() {
   for (const char* isa : {"avx512", "avx2", "baseline"}) {
     const InstructionSet* set = instruction_set(isa);
     if (!set) continue;
-    for (int i = 0; i < set->kernels().size; i++, checked++) {
-      const Kernel& kernel = set->kernels().first[i];
-      broken += !holds(isa, kernel.name, [&](const Sizes& s, int threads, Arrays& a) { recurrence(kernel, s, threads, a); });
-    }
+    for (Table<Kernel> table : {set->kernels(), set->halves()})
+      for (int i = 0; i < table.size; i++, checked++) {
+        const Kernel& kernel = table.first[i];
+        broken += !holds(isa, kernel.name, [&](const Sizes& s, int threads, Arrays& a) { recurrence(kernel, s, threads, a); });
+      }
     for (int i = 0; i < set->followers().size; i++, checked++) {
       const Follower& one = set->followers().first[i];
       broken += !holds(isa, one.name, [&](const Sizes& s, int threads, Arrays& a) { follower(one, s, threads, a); });

@@ -1,7 +1,10 @@
-// One instruction set: compiled once for each, with RECURRA_ISA, RECURRA_WIDTH and RECURRA_ROWS set.
-#include "phased.hpp"
+// One instruction set: compiled once for each, with RECURRA_ISA, RECURRA_WIDTH and RECURRA_SUMS set; and once more, with
+// RECURRA_PAIRS, for what multiplies bfloat16, which is inference of the recurrences only.
 #include "recurrence.hpp"
+#if !defined(RECURRA_PAIRS)
+#include "phased.hpp"
 #include "scan.hpp"
+#endif
 
 namespace RECURRA_ISA {
 
@@ -27,7 +30,7 @@ void side_by_side(const Problem* problems, int count, Run&& run) {
   }
 }
 
-template <class Cell>
+template <class Cell, class Numbers>
 void forward(const Problem* problems, int count) {
   for (int i = 0; i < count; i++) {
     const Problem& p = problems[i];
@@ -35,9 +38,44 @@ void forward(const Problem* problems, int count) {
     if (p.saved)
       recurra::prefer_large_pages(p.saved, Recurrence<Cell>::saved_floats(p.batch, p.steps, p.units) * sizeof(float));
   }
-  using Q = Recurrence<Cell>;
+  using Q = Recurrence<Cell, 4, Numbers>;
   side_by_side<Q, typename Q::Forward>(problems, count, [](Q& q, typename Q::Forward& work, int thread) { q.forward(work, thread); });
 }
+
+// Each layer goes on as soon as the one below has put out some steps. A thread takes its layers from below, so none waits for what
+// nobody will do. All rows of a layer have to be one group.
+template <class Cell, class Numbers>
+void forward_stack(const Problem* layers, int count) {
+  using Q = Recurrence<Cell, 4, Numbers>;
+  const int threads = std::clamp(layers[0].threads, 1, count);
+  std::vector<std::atomic<int64_t>> done(count);
+  std::vector<Problem> problems(layers, layers + count);
+  std::vector<std::unique_ptr<Q>> recurrences;
+  std::vector<std::unique_ptr<typename Q::Forward>> works;
+  for (int i = 0; i < count; i++) {
+    problems[i].threads = 1, problems[i].done = &done[i], problems[i].below = i ? &done[i - 1] : nullptr;
+    recurrences.push_back(std::make_unique<Q>(problems[i]));
+    works.push_back(std::make_unique<typename Q::Forward>(*recurrences.back()));
+  }
+  recurra::on_threads(threads, [&](int thread) {
+    for (int i = thread; i < count; i += threads) recurrences[i]->forward(*works[i], 0);
+  });
+}
+
+template <class Cell, class Numbers>
+std::unique_ptr<recurra::Stepper> stepper(const Problem& p) {
+  return std::make_unique<Step<Cell, Numbers>>(p);
+}
+
+#if defined(RECURRA_PAIRS)
+
+template <class Cell>
+constexpr recurra::Kernel kernel(const char* name) {
+  return {name, Cell::gates, Cell::fields, Cell::params, forward<Cell, Pairs>, nullptr, forward_stack<Cell, Pairs>, nullptr,
+          stepper<Cell, Pairs>};
+}
+
+#else
 
 template <class Cell, int Panel>
 void backward_by(const Problem* problems, int count) {
@@ -53,14 +91,31 @@ void backward(const Problem* problems, int count) {
 }
 
 template <class Cell>
-std::unique_ptr<recurra::Stepper> stepper(const Problem& p) {
-  return std::make_unique<Step<Cell>>(p);
+constexpr recurra::Kernel kernel(const char* name) {
+  return {name, Cell::gates, Cell::fields, Cell::params, forward<Cell, Floats>, backward<Cell>, forward_stack<Cell, Floats>,
+          Recurrence<Cell>::saved_floats, stepper<Cell, Floats>};
 }
 
-template <class Cell>
-constexpr recurra::Kernel kernel(const char* name) {
-  return {name, Cell::gates, Cell::fields, Cell::params, forward<Cell>, backward<Cell>, Recurrence<Cell>::saved_floats, stepper<Cell>};
+#endif
+
+recurra::Table<recurra::Kernel> kernels() {
+  static const recurra::Kernel all[] = {
+      kernel<Elman<Tanh>>("elman-tanh"),
+      kernel<Elman<Relu>>("elman-relu"),
+      kernel<Elman<Logistic>>("elman-logistic"),
+      kernel<Leaky<Tanh>>("leaky-tanh"),
+      kernel<Leaky<Relu>>("leaky-relu"),
+      kernel<Lstm>("lstm"),
+      kernel<LstmOf<Logistic, false>>("lstm-sigmoid"),
+      kernel<LstmOf<Tanh, true>>("lstm-peephole"),
+      kernel<CoupledLstm>("lstm-coupled"),
+      kernel<Gru>("gru"),
+      kernel<LightGru>("ligru"),
+  };
+  return {all, std::size(all)};
 }
+
+#if !defined(RECURRA_PAIRS)
 
 int64_t sweep(const recurra::Sweep& p) {
   std::atomic<int64_t> turned{0};
@@ -81,23 +136,6 @@ int64_t sweep(const recurra::Sweep& p) {
     turned += mine;
   });
   return turned;
-}
-
-recurra::Table<recurra::Kernel> kernels() {
-  static const recurra::Kernel all[] = {
-      kernel<Elman<Tanh>>("elman-tanh"),
-      kernel<Elman<Relu>>("elman-relu"),
-      kernel<Elman<Logistic>>("elman-logistic"),
-      kernel<Leaky<Tanh>>("leaky-tanh"),
-      kernel<Leaky<Relu>>("leaky-relu"),
-      kernel<Lstm>("lstm"),
-      kernel<LstmOf<Logistic, false>>("lstm-sigmoid"),
-      kernel<LstmOf<Tanh, true>>("lstm-peephole"),
-      kernel<CoupledLstm>("lstm-coupled"),
-      kernel<Gru>("gru"),
-      kernel<LightGru>("ligru"),
-  };
-  return {all, std::size(all)};
 }
 
 recurra::Table<recurra::Follower> followers() {
@@ -132,5 +170,7 @@ recurra::Table<recurra::Follower> followers() {
   };
   return {all, std::size(all)};
 }
+
+#endif
 
 }  // namespace RECURRA_ISA

@@ -38,6 +38,11 @@ const Kernel& of(Table<Kernel> table, int kind) {
 
 const Kernel& kernel(int kind) { return of(chosen().kernels(), kind); }
 
+// The kernel whose products are of bfloat16, if `half`; where the processor has none, floats are as quick as anything.
+const Kernel& kernel(int kind, bool half) {
+  return half && chosen().halves().size ? of(chosen().halves(), kind) : kernel(kind);
+}
+
 template <class Kernel>
 nb::list names(Table<Kernel> table) {
   nb::list found;
@@ -130,16 +135,46 @@ nb::object for_ways(const Kernel& kernel, void (*work)(const Problem*, int), nb:
   return made;
 }
 
-// For each way (..., saved): the outputs and the last state; and into `saved`, unless it is None, what backward needs.
-nb::object forward(int kind, nb::handle xs, nb::handle lengths, nb::tuple ways, int threads) {
-  const Kernel& kernel = ::kernel(kind);
+// For each way (..., saved): the outputs and the last state; and into `saved`, unless it is None, what backward needs. With
+// `half` products may be of bfloat16, which nothing is saved of.
+nb::object forward(int kind, nb::handle xs, nb::handle lengths, nb::tuple ways, int threads, bool half) {
+  const Kernel& kernel = ::kernel(kind, half);
   return for_ways(kernel, kernel.forward, xs, lengths, ways, threads, [&](Problem& p, nb::tuple way) -> nb::object {
     nb::object saved = way[3], c;
-    if (!saved.is_none() && !floats(saved, {saved_floats(kernel, p)}, p.saved)) return nb::none();
+    if (!saved.is_none() && (half || !floats(saved, {saved_floats(kernel, p)}, p.saved))) return nb::none();
     nb::object ys = fresh({p.batch, p.steps, p.units}, &p.y), h = fresh({p.batch, p.units}, &p.h_last);
     if (kernel.fields > 1) c = fresh({p.batch, p.units}, &p.c_last);
     return nb::make_tuple(ys, tuple_of(h, c));
   });
+}
+
+constexpr int64_t MOST_ROWS_OF_A_STACK = 7;  // which are one group whatever the sizes
+
+// For layers (state, weights) on top of each other: the outputs of the uppermost, and the last state of each.
+nb::object forward_stack(int kind, nb::handle xs, nb::handle lengths, nb::tuple layers, int threads, bool half) {
+  const Kernel& kernel = ::kernel(kind, half);
+  std::vector<Problem> problems;
+  nb::list lasts;
+  nb::object ys = nb::borrow(xs);
+  threads = threads_now(threads);
+  std::vector<nb::object> between;  // kept until all is done
+  for (nb::handle one : layers) {
+    nb::tuple layer = nb::cast<nb::tuple>(one);
+    std::optional<Problem> p = problem(kernel, ys, lengths, layer[0], layer[1], false, threads);
+    if (!p || p->batch > MOST_ROWS_OF_A_STACK) return nb::none();
+    nb::object c;
+    between.push_back(ys);
+    ys = fresh({p->batch, p->steps, p->units}, &p->y);
+    nb::object h = fresh({p->batch, p->units}, &p->h_last);
+    if (kernel.fields > 1) c = fresh({p->batch, p->units}, &p->c_last);
+    lasts.append(tuple_of(h, c));
+    problems.push_back(*p);
+  }
+  {
+    nb::gil_scoped_release release;
+    kernel.forward_stack(problems.data(), static_cast<int>(problems.size()));
+  }
+  return nb::make_tuple(ys, lasts);
 }
 
 // For each way (..., saved, outputs, gradient of the outputs, gradients of the last state): the gradients of the inputs (None
@@ -304,8 +339,8 @@ struct Packed {
   }
 };
 
-Packed* pack(int kind, nb::tuple weights, int threads) {
-  const Kernel& kernel = ::kernel(kind);
+Packed* pack(int kind, nb::tuple weights, int threads, bool half) {
+  const Kernel& kernel = ::kernel(kind, half);
   Problem p{};
   p.batch = p.steps = 1, p.threads = threads;
   if (!take_weights(p, kernel, weights)) throw std::runtime_error("weights that are not contiguous float32 on the CPU");
@@ -335,12 +370,14 @@ NB_MODULE(_native, m) {
   m.def("fields", [](int kind) { return kernel(kind).fields; });
   m.def("params", [](int kind) { return kernel(kind).params; });
   m.def("says", [](int kind) { return of(chosen().followers(), kind).says; });
+  m.def("multiplies_halves", [] { return chosen().halves().size > 0; });
   m.def("instruction_set", [] { return std::string(chosen().name); });
   m.def("saved_floats", [](int kind, int64_t units) {
     const Kernel& kernel = ::kernel(kind);
     return kernel.saved_floats(1, 1, kernel.widest(units));
   });
-  m.def("forward", forward, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg());
+  m.def("forward", forward, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg());
+  m.def("forward_stack", forward_stack, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg());
   m.def("backward", backward, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg());
   m.def("sweep", sweep);
   m.def("kernels", [] { return names(chosen().kernels()); });

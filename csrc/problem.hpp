@@ -24,6 +24,9 @@ struct Problem {
   // backward only: gradients that come in (dc_last null without c), and those that go out
   const float *dy, *dh_last, *dc_last;
   float *dx, *dh0, *dc0, *dw_ih, *dw_hh, *db_ih, *db_hh, *down[MOST_OWN];
+  // of a layer among others that run at the same time, else null: how many steps the one below has put out, and this one
+  const std::atomic<int64_t>* below;
+  std::atomic<int64_t>* done;
 };
 
 // One sweep over the units of a binary Hopfield network, `rows` states at once, each unit of +1 or -1 that its field
@@ -55,5 +58,8 @@ class Barrier {
   alignas(64) std::atomic<int> round_{0};
   std::atomic<int> sleepers_{0};
 };
+
+// Waits until that many steps are done.
+void wait_for(const std::atomic<int64_t>& done, int64_t steps);
 
 }  // namespace recurra

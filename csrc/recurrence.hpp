@@ -29,6 +29,7 @@ template <int Z>
 constexpr int ROWS = RECURRA_SUMS / Z < 1 ? 1 : RECURRA_SUMS / Z > 12 ? 12 : RECURRA_SUMS / Z;
 constexpr long CHUNK_ROWS = 96;     // of a projection or a product of gradients: what stays in cache
 constexpr long BACK_ROWS = 192;
+constexpr long STACK_ROWS = 12;     // of a chunk in a stack, where the layer above waits for it
 constexpr long GROUP_ROWS = 16;     // of a group at most, and of one in backward at least a quarter of that
 constexpr long MOST_GROUPS = 16;    // in backward, where each has sums as large as the weights
 constexpr long SHARED_BYTES = 2 << 20;  // recurrent weights of which every core reads all: more are shared out among the cores
@@ -56,8 +57,29 @@ RECURRA_INLINE void in_tiles(long n, F&& f) {
   }
 }
 
-// sum[m][z] += value(m, k) * b[k][z], k from 0 to K; row k of b begins `row` floats after the one before.
-template <int R, int Z, class Value>
+// The numbers of a product, some to a word of 32 bits. Sums, states and the arithmetic of the gates are floats with all of them.
+struct Floats {
+  static constexpr long in_a_word = 1;
+  static RECURRA_INLINE vf everywhere(float word) { return all(word); }
+  static RECURRA_INLINE vf add(vf sum, vf a, vf b) { return sum + a * b; }
+  static RECURRA_INLINE vf words(const float* from, long left) { return load_part(from, left); }
+};
+
+#if defined(__AVX512BF16__)
+// Two bfloat16, the first in the low half: the products of both are added to a sum, as floats.
+struct Pairs {
+  static constexpr long in_a_word = 2;
+  static RECURRA_INLINE vf everywhere(float word) { return _mm512_set1_ps(word); }
+  static RECURRA_INLINE vf add(vf sum, vf a, vf b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+  static RECURRA_INLINE vf words(const float* from, long left) {
+    return (vf)_mm512_cvtne2ps_pbh(load_part(from + W, left - W), load_part(from, left));
+  }
+  static RECURRA_INLINE void store(float* words, vf v) { _mm256_storeu_si256((__m256i*)words, (__m256i)_mm512_cvtneps_pbh(v)); }
+};
+#endif
+
+// sum[m][z] += value(m, k) * b[k][z], k from 0 to K; row k of b begins `row` words after the one before.
+template <class Numbers = Floats, int R, int Z, class Value>
 RECURRA_INLINE void accumulate(vf (&sum)[R][Z], Value&& value, const float* b, long row, long K) {
   vf s[R][Z];
 #pragma GCC unroll 16
@@ -70,9 +92,9 @@ RECURRA_INLINE void accumulate(vf (&sum)[R][Z], Value&& value, const float* b, l
     for (int z = 0; z < Z; z++) column[z] = load(b + z * W);
 #pragma GCC unroll 16
     for (int m = 0; m < R; m++) {
-      vf one = all(value(m, k));
+      vf one = Numbers::everywhere(value(m, k));
 #pragma GCC unroll 16
-      for (int z = 0; z < Z; z++) s[m][z] += one * column[z];
+      for (int z = 0; z < Z; z++) s[m][z] = Numbers::add(s[m][z], one, column[z]);
     }
   }
 #pragma GCC unroll 16
@@ -81,15 +103,15 @@ RECURRA_INLINE void accumulate(vf (&sum)[R][Z], Value&& value, const float* b, l
     for (int z = 0; z < Z; z++) sum[m][z] = s[m][z];
 }
 
-// sum[m][z] += a[m][k] * b[k][z]; b is a packed panel.
-template <int R, int Z>
+// sum[m][z] += a[m][k] * b[k][z], k over K words; b is a packed panel.
+template <class Numbers = Floats, int R, int Z>
 RECURRA_INLINE void multiply(vf (&sum)[R][Z], const float* const* a, const float* b, long K) {
-  accumulate(sum, [&](int m, long k) { return a[m][k]; }, b, Z * W, K);
+  accumulate<Numbers>(sum, [&](int m, long k) { return a[m][k]; }, b, Z * W, K);
 }
 
 // The same for a single row, with the sum in several parts: one part alone would wait for its own last addition. Only for
 // problems of one row, since the order of adding differs from that of `multiply`.
-template <int Z>
+template <class Numbers = Floats, int Z>
 RECURRA_INLINE void multiply_alone(vf (&sum)[1][Z], const float* a, const float* b, long K) {
   constexpr int P = Z >= 6 ? 2 : Z >= 3 ? 3 : 4;
   vf s[P][Z] = {};
@@ -97,12 +119,12 @@ RECURRA_INLINE void multiply_alone(vf (&sum)[1][Z], const float* a, const float*
   for (; k + P <= K; k += P, b += P * Z * W)
 #pragma GCC unroll 16
     for (int part = 0; part < P; part++) {
-      vf value = all(a[k + part]);
+      vf value = Numbers::everywhere(a[k + part]);
 #pragma GCC unroll 16
-      for (int z = 0; z < Z; z++) s[part][z] += value * load(b + (part * Z + z) * W);
+      for (int z = 0; z < Z; z++) s[part][z] = Numbers::add(s[part][z], value, load(b + (part * Z + z) * W));
     }
   for (; k < K; k++, b += Z * W)
-    for (int z = 0; z < Z; z++) s[0][z] += all(a[k]) * load(b + z * W);
+    for (int z = 0; z < Z; z++) s[0][z] = Numbers::add(s[0][z], Numbers::everywhere(a[k]), load(b + z * W));
 #pragma GCC unroll 16
   for (int z = 0; z < Z; z++) {
     vf total = s[0][z];
@@ -113,12 +135,12 @@ RECURRA_INLINE void multiply_alone(vf (&sum)[1][Z], const float* a, const float*
 }
 
 // The product of a tile, which may be all there is to the problem.
-template <int R, int Z>
+template <class Numbers = Floats, int R, int Z>
 RECURRA_INLINE void multiply(bool alone, vf (&sum)[R][Z], const float* const* a, const float* b, long K) {
   if constexpr (R == 1) {
-    if (alone) return multiply_alone(sum, a[0], b, K);
+    if (alone) return multiply_alone<Numbers>(sum, a[0], b, K);
   }
-  multiply(sum, a, b, K);
+  multiply<Numbers>(sum, a, b, K);
 }
 
 // Rows become columns: blocks of 1, 2, 4, ... change places across the diagonal.
@@ -137,16 +159,31 @@ RECURRA_INLINE void transpose(vf (&square)[W]) {
   }
 }
 
-inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
+constexpr long ceil_div(long a, long b) { return (a + b - 1) / b; }
 
-// The first `count` of W rows of K numbers as the columns of a vector: number k of all of them at to + k * stride.
+// How many words hold K numbers.
+template <class Numbers>
+constexpr long words_of(long K) {
+  return ceil_div(K, Numbers::in_a_word);
+}
+
+// The first `count` of W rows of K numbers as the columns of a vector: word k of all of them at to + k * stride.
+template <class Numbers = Floats>
 inline void pack_vector(const float* from, long count, long K, float* to, long stride) {
-  for (long k = 0; k < K; k += W) {
+  const long words = words_of<Numbers>(K);
+  for (long k = 0; k < words; k += W) {
+    const long at = k * Numbers::in_a_word;
     vf square[W];
-    for (int j = 0; j < W; j++) square[j] = j < count ? load_part(from + j * K + k, K - k) : vf{};
+    for (int j = 0; j < W; j++) square[j] = j < count ? Numbers::words(from + j * K + at, K - at) : vf{};
     transpose(square);
-    for (int j = 0; j < W && k + j < K; j++) store(to + (k + j) * stride, square[j]);
+    for (int j = 0; j < W && k + j < words; j++) store(to + (k + j) * stride, square[j]);
   }
+}
+
+// A row of K numbers as words, in whole vectors.
+template <class Numbers>
+inline void pack_row(const float* from, long K, float* to) {
+  for (long at = 0; at < K; at += W * Numbers::in_a_word) store(to + at / Numbers::in_a_word, Numbers::words(from + at, K - at));
 }
 
 // Memory that starts on a cache line, from the pool of the calling thread.
@@ -202,13 +239,13 @@ void product(bool alone, bool add, long count, const float* const* a, const long
 }
 
 // Of each row of x the product with a panel of Z vectors and its bias, `width` floats from one to the next.
-template <int Z>
-void project_panel(const std::vector<const float*>& x, const float* w, const float* bias, long I, float* out, long width) {
+template <int Z, class Numbers = Floats>
+void project_panel(const std::vector<const float*>& x, const float* w, const float* bias, long words, float* out, long width) {
   in_tiles<ROWS<Z>>(x.size(), [&](long at, auto R) {
     vf sum[R][Z];
     for (int m = 0; m < R; m++)
       for (int z = 0; z < Z; z++) sum[m][z] = load(bias + z * W);
-    multiply(sum, x.data() + at, w, I);
+    multiply<Numbers>(sum, x.data() + at, w, words);
     for (int m = 0; m < R; m++)
       for (int z = 0; z < Z; z++) store(out + (at + m) * width + z * W, sum[m][z]);
   });
@@ -302,12 +339,14 @@ class Crews {
   std::atomic<long> next_;
 };
 
-// Panel: vectors of a panel of a plain product, fewer for few units, so that little of a panel is empty.
-template <class Cell, int Panel = 4>
+// Panel: vectors of a panel of a plain product, fewer for few units, so that little of a panel is empty. Numbers: what the products
+// of forward are made of.
+template <class Cell, int Panel = 4, class Numbers = Floats>
 struct Recurrence {
   static constexpr int G = Cell::gates, V = Cell::vectors, Z = G * V, U = V * W;
   static constexpr int P = Cell::params, D = G + Cell::apart + P;  // blocks of gradients of sums, and of the units' own
   static constexpr int N = Panel;
+  static constexpr bool narrowed = Numbers::in_a_word > 1;  // what is multiplied is not the floats that come in and go out
 
   // The block that stands on the side of the state for gate g.
   static constexpr int state_side(int g) { return Cell::apart && g == G - 1 ? G : g; }
@@ -335,12 +374,13 @@ struct Recurrence {
 
   // --- packing ---
 
-  // [panel][k][gate][unit] from [gate * units, K], in squares of W by W.
+  // [panel][word][gate][unit] from [gate * units, K], in squares of W by W.
   void pack(const float* weight, long K, float* packed, Share share) const {
+    const long words = words_of<Numbers>(K);
     for (long panel = share.begin; panel < share.end; panel++)
       for (int z = 0; z < Z; z++) {
         const long unit = panel * U + z % V * W, count = std::max(0L, std::min<long>(W, H - unit));
-        pack_vector(weight + (z / V * H + unit) * K, count, K, packed + panel * K * Z * W + z * W, Z * W);
+        pack_vector<Numbers>(weight + (z / V * H + unit) * K, count, K, packed + panel * words * Z * W + z * W, Z * W);
       }
   }
 
@@ -370,24 +410,31 @@ struct Recurrence {
       Buffer sums;
       std::vector<const float*> x;
       std::vector<long> start;
+      std::vector<Buffer> inputs;  // of a chunk as words, where they are not floats
     };
     const long rows;  // of a group
     const long steps;  // of a chunk
     Buffer w, r, bias, state_bias, c;
+    std::vector<Buffer> h;  // as words, where they are not floats: before steps of even and of odd numbers
     Barrier barrier;
     Crews crews;
     std::vector<Local> local;
     Forward(const Recurrence& q)
-        : rows(q.rows_of_group(std::min(GROUP_ROWS, ceil_div(q.B, q.threads)))), steps(std::max(1L, CHUNK_ROWS / rows)),
-          w(q.panels * q.I * Z * W), r(q.panels * q.H * Z * W), bias(q.panels * Z * W), state_bias(q.panels * Z * W),
-          c(q.B * q.padded), barrier(q.threads), crews(q.threads, ceil_div(q.B, rows)) {
+        : rows(q.rows_of_group(std::min(GROUP_ROWS, ceil_div(q.B, q.threads)))), steps(std::max(1L, (q.p.done ? STACK_ROWS : CHUNK_ROWS) / rows)),
+          w(q.panels * words_of<Numbers>(q.I) * Z * W), r(q.panels * words_of<Numbers>(q.H) * Z * W), bias(q.panels * Z * W),
+          state_bias(q.panels * Z * W), c(q.B * q.padded), barrier(q.threads), crews(q.threads, ceil_div(q.B, rows)) {
       const long width = ceil_div(q.panels, crews.smallest()) * Z * W;
       for (int thread = 0; thread < q.threads; thread++) {
-        local.push_back({Buffer(steps * rows * width), {}, std::vector<long>(steps + 1)});
+        local.push_back({Buffer(steps * rows * width), {}, std::vector<long>(steps + 1), {}});
         local.back().x.reserve(steps * rows);
+        if (narrowed) local.back().inputs.emplace_back(steps * rows * row_words(q.I));
       }
+      for (int parity = 0; narrowed && parity < 2; parity++) h.emplace_back(q.B * row_words(q.padded));
     }
   };
+
+  // From a row of K numbers as words to the next.
+  static long row_words(long K) { return ceil_div(K, W * Numbers::in_a_word) * W; }
 
   const float* h_before(long i, long s) const {
     return s ? p.y + rows.at(p, i, s - 1) * H : p.h0 + rows.row[i] * H;
@@ -408,6 +455,7 @@ struct Recurrence {
         std::memcpy(f.c.at(i * padded), p.c0 + rows.row[i] * H, H * sizeof(float));
         std::fill(f.c.at(i * padded + H), f.c.at((i + 1) * padded), 0.0f);
       }
+      if constexpr (narrowed) pack_row<Numbers>(p.h0 + rows.row[i] * H, H, f.h[0].at(i * row_words(padded)));
       for (long t = rows.length[i]; t < T; t++) std::memset(p.y + (rows.row[i] * T + t) * H, 0, H * sizeof(float));
     }
     crew.wait();
@@ -416,11 +464,18 @@ struct Recurrence {
     std::vector<const float*>& x = local.x;
     for (long s0 = 0; s0 < T; s0 += f.steps) {
       const long s1 = std::min(T, s0 + f.steps);
+      if (p.below) recurra::wait_for(*p.below, s1);
       x.clear();
       for (long s = s0; s < s1; s++) {
         local.start[s - s0] = x.size();
         for (long n = 0; n < group.count(rows.running[s]); n++) x.push_back(p.x + rows.at(p, group.place(n), s) * I);
       }
+      if constexpr (narrowed)
+        for (size_t n = 0; n < x.size(); n++) {
+          float* words = local.inputs[0].at(n * row_words(I));
+          pack_row<Numbers>(x[n], I, words);
+          x[n] = words;
+        }
       project(f, x, mine, local.sums.at(), width);
       for (long s = s0; s < s1; s++) {
         const bool back = s & 1;  // walking the panels to and fro keeps the last of them in cache
@@ -433,6 +488,7 @@ struct Recurrence {
         }
         crew.wait();
       }
+      if (p.done) p.done->store(s1, std::memory_order_release);
     }
     for (long n = crew.rank; n < group.count(B); n += crew.size) {
       const long i = group.place(n);
@@ -442,16 +498,18 @@ struct Recurrence {
   }
 
   void project(Forward& f, const std::vector<const float*>& x, Share mine, float* sums, long width) const {
+    const long words = words_of<Numbers>(I);
     for (long panel = mine.begin; panel < mine.end; panel++)
-      project_panel<Z>(x, f.w.at(panel * I * Z * W), f.bias.at(panel * Z * W), I, sums + (panel - mine.begin) * Z * W, width);
+      project_panel<Z, Numbers>(x, f.w.at(panel * words * Z * W), f.bias.at(panel * Z * W), words,
+                                sums + (panel - mine.begin) * Z * W, width);
   }
 
-  // The new state of the units of a panel in R rows: in(m, z) is the sum of the input, h[m] the state before and c(m, unit,
-  // left) its second field, own(k, unit, left) what belongs to the units; what comes out goes to give(m, v, unit, left, state, kept), `left` the units there are from
-  // `unit` on.
+  // The new state of the units of a panel in R rows: in(m, z) is the sum of the input, h[m] the state before, words[m] the same
+  // as the product wants it, and c(m, unit, left) its second field, own(k, unit, left) what belongs to the units; what comes out
+  // goes to give(m, v, unit, left, state, kept), `left` the units there are from `unit` on.
   template <int R, class In, class C, class Own, class Give>
   static RECURRA_INLINE void tile(Int<R>, bool alone, long panel, long H, const float* r, const float* bias,
-                                  const float* const* h, In&& in, C&& c, Own&& own, Give&& give) {
+                                  const float* const* h, const float* const* words, In&& in, C&& c, Own&& own, Give&& give) {
     vf sum[R][Z];
     for (int m = 0; m < R; m++)
       for (int v = 0; v < V; v++) {
@@ -460,7 +518,7 @@ struct Recurrence {
         Cell::start(from, x, b);
         for (int g = 0; g < G; g++) sum[m][g * V + v] = from[g];
       }
-    multiply(alone, sum, h, r, H);
+    multiply<Numbers>(alone, sum, words, r, words_of<Numbers>(H));
     for (int m = 0; m < R; m++)
       for (int v = 0; v < V; v++) {
         const long unit = panel * U + v * W, left = H - unit;
@@ -476,16 +534,20 @@ struct Recurrence {
 
   template <int R>
   RECURRA_INLINE void step(Forward& f, long s, long place, long stride, long panel, const float* sums, long width) const {
-    const float* h[R];
-    for (int m = 0; m < R; m++) h[m] = h_before(place + m * stride, s);
+    const float *h[R], *words[R];
+    for (int m = 0; m < R; m++) {
+      h[m] = words[m] = h_before(place + m * stride, s);
+      if constexpr (narrowed) words[m] = f.h[s & 1].at((place + m * stride) * row_words(padded));
+    }
     tile(
-        Int<R>{}, B == 1, panel, H, f.r.at(panel * H * Z * W), f.state_bias.at(panel * Z * W), h,
+        Int<R>{}, B == 1, panel, H, f.r.at(panel * words_of<Numbers>(H) * Z * W), f.state_bias.at(panel * Z * W), h, words,
         [&](int m, int z) { return load(sums + m * width + z * W); },
         [&](int m, long unit, long) { return load(f.c.at((place + m * stride) * padded + unit)); },
         [&](int k, long unit, long left) { return load_part(p.own[k] + unit, left); },
         [&](int m, int v, long unit, long left, Unit after, const vf* keep) {
           const long i = place + m * stride;
           store_part(p.y + rows.at(p, i, s) * H + unit, after.h, left);
+          if constexpr (narrowed) Numbers::store(f.h[~s & 1].at(i * row_words(padded)) + unit / Numbers::in_a_word, after.h);
           if (Cell::fields > 1) store(f.c.at(i * padded + unit), after.c);
           if (!p.saved) return;
           for (int k = 0; k < Cell::saved; k++) store(kept(s, i, panel) + (k * V + v) * W, keep[k]);
@@ -694,17 +756,17 @@ struct Recurrence {
 };
 
 // One step at a time with weights that are packed once: for a stream, whose weights do not change.
-template <class Cell>
+template <class Cell, class Numbers>
 struct Step final : recurra::Stepper {
-  using Q = Recurrence<Cell>;
+  using Q = Recurrence<Cell, 4, Numbers>;
   static constexpr int Z = Q::Z, U = Q::U;
   const long I, H, panels;
   const int threads;
   Buffer w, r, bias, state_bias, own;
 
   explicit Step(const Problem& p)
-      : I(p.inputs), H(p.units), panels(ceil_div(H, U)), threads(p.threads), w(panels * I * Z * W), r(panels * H * Z * W),
-        bias(panels * Z * W), state_bias(panels * Z * W), own(Cell::params * H) {
+      : I(p.inputs), H(p.units), panels(ceil_div(H, U)), threads(p.threads), w(panels * words_of<Numbers>(I) * Z * W),
+        r(panels * words_of<Numbers>(H) * Z * W), bias(panels * Z * W), state_bias(panels * Z * W), own(Cell::params * H) {
     Q q(p);
     for (int k = 0; k < Cell::params; k++) std::memcpy(own.at(k * H), p.own[k], H * sizeof(float));
     q.pack(p.w_ih, I, w.at(), Share(panels, 0, 1));
@@ -713,26 +775,44 @@ struct Step final : recurra::Stepper {
   }
 
   void step(int64_t batch, const float* x, const float* h, const float* c, float* h_out, float* c_out) override {
+    std::vector<Buffer> words;  // of x and h, where they are not floats
+    Given given{x, I, h, H};
+    if constexpr (Q::narrowed) {
+      words.emplace_back(batch * Q::row_words(I)), words.emplace_back(batch * Q::row_words(H));
+      given = {words[0].at(), Q::row_words(I), words[1].at(), Q::row_words(H)};
+      for (long m = 0; m < batch; m++) {
+        pack_row<Numbers>(x + m * I, I, words[0].at(m * given.x_row));
+        pack_row<Numbers>(h + m * H, H, words[1].at(m * given.h_row));
+      }
+    }
     const int now = recurra::threads_now(threads);
     recurra::on_threads(now, [&](int thread) {
       const Share mine(panels, thread, now);
       for (long panel = mine.begin; panel < mine.end; panel++)
-        in_tiles<ROWS<Z>>(batch, [&](long at, auto R) { rows<R>(batch == 1, at, panel, x, h, c, h_out, c_out); });
+        in_tiles<ROWS<Z>>(batch, [&](long at, auto R) { rows<R>(batch == 1, at, panel, given, h, c, h_out, c_out); });
     });
   }
 
+  // The rows that are multiplied, and how far it is from one to the next.
+  struct Given {
+    const float* x;
+    long x_row;
+    const float* h;
+    long h_row;
+  };
+
   template <int R>
-  RECURRA_INLINE void rows(bool alone, long at, long panel, const float* x, const float* h, const float* c, float* h_out,
+  RECURRA_INLINE void rows(bool alone, long at, long panel, const Given& given, const float* h, const float* c, float* h_out,
                            float* c_out) {
-    const float *xs[R], *hs[R];
+    const float *xs[R], *hs[R], *words[R];
     vf in[R][Z];
     for (int m = 0; m < R; m++) {
-      xs[m] = x + (at + m) * I, hs[m] = h + (at + m) * H;
+      xs[m] = given.x + (at + m) * given.x_row, words[m] = given.h + (at + m) * given.h_row, hs[m] = h + (at + m) * H;
       for (int z = 0; z < Z; z++) in[m][z] = load(bias.at((panel * Z + z) * W));
     }
-    multiply(alone, in, xs, w.at(panel * I * Z * W), I);
+    multiply<Numbers>(alone, in, xs, w.at(panel * words_of<Numbers>(I) * Z * W), words_of<Numbers>(I));
     Q::tile(
-        Int<R>{}, alone, panel, H, r.at(panel * H * Z * W), state_bias.at(panel * Z * W), hs,
+        Int<R>{}, alone, panel, H, r.at(panel * words_of<Numbers>(H) * Z * W), state_bias.at(panel * Z * W), hs, words,
         [&](int m, int z) { return in[m][z]; },
         [&](int m, long unit, long left) { return load_part(c + (at + m) * H + unit, left); },
         [&](int k, long unit, long left) { return load_part(own.at(k * H + unit), left); },

@@ -38,6 +38,9 @@
   int64_t sweep(const recurra::Sweep&);            \
   }
 RECURRA_COMPILED_FOR(avx512)
+namespace avx512_bf16 {
+recurra::Table<recurra::Kernel> kernels();
+}
 RECURRA_COMPILED_FOR(avx2)
 RECURRA_COMPILED_FOR(baseline)
 
@@ -57,15 +60,21 @@ constexpr int SPINS = 2000;  // some tens of microseconds: many times a step, an
 [[maybe_unused]] bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
 
+[[maybe_unused]] Table<Kernel> none() { return {nullptr, 0}; }
+
+#if defined(RECURRA_HAS_avx512)
+Table<Kernel> avx512_halves() { return __builtin_cpu_supports("avx512bf16") ? avx512_bf16::kernels() : none(); }
+#endif
+
 const InstructionSet SETS[] = {
 #if defined(RECURRA_HAS_avx512)
-    {"avx512", has_avx512, avx512::kernels, avx512::followers, avx512::sweep},
+    {"avx512", has_avx512, avx512::kernels, avx512_halves, avx512::followers, avx512::sweep},
 #endif
 #if defined(RECURRA_HAS_avx2)
-    {"avx2", has_avx2, avx2::kernels, avx2::followers, avx2::sweep},
+    {"avx2", has_avx2, avx2::kernels, none, avx2::followers, avx2::sweep},
 #endif
 #if defined(RECURRA_HAS_baseline)
-    {"baseline", always, baseline::kernels, baseline::followers, baseline::sweep},
+    {"baseline", always, baseline::kernels, none, baseline::followers, baseline::sweep},
 #endif
 };
 
@@ -93,6 +102,10 @@ void Barrier::wait() {
   sleepers_.fetch_add(1);
   while (round_.load() == round) sleep(round);
   sleepers_.fetch_sub(1);
+}
+
+void wait_for(const std::atomic<int64_t>& done, int64_t steps) {
+  for (int spins = 0; done.load(std::memory_order_acquire) < steps; spins++) spins < SPINS ? pause() : std::this_thread::yield();
 }
 
 #if defined(__linux__)

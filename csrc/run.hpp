@@ -16,12 +16,15 @@ struct Stepper {
   virtual void step(int64_t batch, const float* x, const float* h, const float* c, float* h_out, float* c_out) = 0;
 };
 
+// Without backward and what it needs where products are of bfloat16.
 struct Kernel {
   const char* name;
   int gates, fields, params;  // blocks of rows of the weights; fields of the state; parameters of each unit
   // Of one problem, or of several side by side: each then has its share of the threads.
   void (*forward)(const Problem* problems, int count);
   void (*backward)(const Problem* problems, int count);
+  // Of layers on top of each other in inference, the first lowest, and each reading what the one below puts out.
+  void (*forward_stack)(const Problem* layers, int count);
   int64_t (*saved_floats)(int64_t batch, int64_t steps, int64_t units);
   std::unique_ptr<Stepper> (*stepper)(const Problem&);  // of the sizes, threads and weights of a problem
 
@@ -65,6 +68,7 @@ struct InstructionSet {
   const char* name;
   bool (*runs_here)();
   Table<Kernel> (*kernels)();
+  Table<Kernel> (*halves)();  // the same with products of bfloat16; none where the processor has no instructions for them
   Table<Follower> (*followers)();
   int64_t (*sweep)(const Sweep&);  // how many units were turned over
 };

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from recurra.cells import (
     SRU,
     Block,
     Cell,
+    Convolved,
     CoupledLSTM,
     Elman,
     Jordan,
@@ -737,6 +739,22 @@ def test_zoneout_draws_anew_at_every_step() -> None:
 def test_zoneout_refuses_in_words_what_it_would_not_reach(build: Callable[[], Cell]) -> None:
     with pytest.raises(recurra.UsageError, match="not the first field of its state"):
         Zoneout(build(), 0.1)
+
+
+def test_a_convolved_cell_is_its_equations() -> None:
+    cell = Convolved(GRU(4, 3), width=3).double()
+    xs, state = torch.randn(2, 6, 4).double(), tmap(torch.randn_like, cell.initial_state(2))
+    seen = torch.cat([state.inputs, xs], dim=1)
+    summed = F.conv1d(seen.mT, cell.weight_window.T[:, None], cell.bias_window, groups=4).mT
+    expected, last = cell.cell.unroll(summed, state.cell)
+    ys, after = cell.unroll(xs, state)
+    torch.testing.assert_close(ys, expected)
+    torch.testing.assert_close(after, type(after)(last, xs[:, -2:]))
+    assert (
+        sum(part.numel() for part in cell.parameters()) == sum(part.numel() for part in cell.cell.parameters()) + 4 * 4
+    )
+    with pytest.raises(recurra.UsageError, match="a width of 0"):
+        Convolved(GRU(4, 3), width=0)
 
 
 def test_a_block_is_its_equations() -> None:

@@ -14,6 +14,7 @@ def test_the_page_shows_every_cell_as_its_docstring_does() -> None:
         told = cells.described(kind)
         assert f"## {name}\n\n{told['summary']}\n" in page, f"{name}: run `make docs`"
         assert "\n".join(["```", *told["equations"], "```"]) in page, f"{name}: run `make docs`"
+        assert told["notes"] in page, f"{name}: run `make docs`"
         assert f"- parameters: `{told['formula']}`" in page, f"{name}: run `make docs`"
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import recurra
-from recurra.cells import CELLS, Block, Latent
+from recurra.cells import CELLS, Block, Convolved, Latent
 from recurra.init import PRESETS
 
 SMALL = {"train": {"rows": 4, "chunk": 8, "validations": 1}}
@@ -42,10 +42,11 @@ def test_every_cell_trains_stacked_is_loaded_and_writes(cell: str, text: Path, t
 
 @pytest.mark.parametrize("cell", ["mingru", "lru", "lstm"])
 def test_layers_in_blocks_train_and_are_loaded(cell: str, text: Path, tmp_path: Path) -> None:
-    blocks = {"layers": 2, "block": True, "dropout": 0.1}
+    blocks = {"layers": 2, "block": True, "window": 4, "dropout": 0.1}
     trained(text, tmp_path / "run", cell=cell, model=blocks)
     task = recurra.load(tmp_path / "run")
-    assert sum(isinstance(module, Block) for module in task.model.modules()) == 2
+    for kind in (Block, Convolved):
+        assert sum(isinstance(module, kind) for module in task.model.modules()) == 2
     assert task.generate("she ", length=5)
 
 
@@ -53,11 +54,12 @@ def test_blocks_stand_in_encoders_and_decoders_too(tmp_path: Path) -> None:
     series = tmp_path / "series.csv"
     series.write_text("y\n" + "\n".join(str(at % 7) for at in range(300)))
     for name, data in {"classify": "synthetic:parity:5", "seq2seq": "synthetic:dates", "forecast": series}.items():
-        settings = {**SMALL, "model": {"block": True}}
+        settings = {**SMALL, "model": {"block": True, "window": 3}}
         short = {"steps": 1, "cell": "gru", "hidden": 4, "threads": 1}
         task = recurra.train(name, data, out=tmp_path / name, settings=settings, **short)
-        blocks = sum(isinstance(module, Block) for module in task.model.modules())
-        assert blocks == {"classify": 2, "seq2seq": 3, "forecast": 1}[name], name
+        for kind in (Block, Convolved):
+            found = sum(isinstance(module, kind) for module in task.model.modules())
+            assert found == {"classify": 2, "seq2seq": 3, "forecast": 1}[name], name
 
 
 def test_a_whole_model_does_not_stand_in_a_block(text: Path, tmp_path: Path) -> None:

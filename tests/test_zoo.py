@@ -99,7 +99,7 @@ def qrnn(w: Weights, xs: Array, state: Row, width: int, pooling: str) -> tuple[A
     banks = [block.reshape(len(c), width, xs.shape[1]) for block in blocks]  # units, places of the filter, features
     for t in range(len(xs)):
         z, f, *o = (np.einsum("ukf,kf->u", k, seen[t : t + width]) + b for k, b in zip(banks, biases, strict=True))
-        c = sigmoid(f) * c + (1 - sigmoid(f)) * np.tanh(z)
+        c = sigmoid(f) * c + (sigmoid(o[1]) if pooling == "ifo" else 1 - sigmoid(f)) * np.tanh(z)
         ys.append(sigmoid(o[0]) * c if o else c)
     return np.stack(ys), (c, seen[len(xs) :])
 
@@ -111,7 +111,8 @@ def sru(w: Weights, xs: Array, state: Row, act: Callable[[Array], Array]) -> tup
     for x in xs:
         f, r = sigmoid(wf @ x + vf * c + bf), sigmoid(wr @ x + vr * c + br)
         c = f * c + (1 - f) * (w["weight_c"] @ x)
-        ys.append(r * act(c) + (1 - r) * (w["weight_skip"] @ x if "weight_skip" in w else x))
+        highway = w["weight_skip"] @ x if "weight_skip" in w else x
+        ys.append(r * act(c) + (1 - r) * highway * (3**0.5 if "peephole_reset" in w else 1))
     return np.stack(ys), (c,)
 
 
@@ -278,9 +279,11 @@ ORACLES: dict[str, tuple[Callable[[], Cell], Oracle]] = {
     "lru": (lambda: LRU(4, 3), lru),
     "qrnn": (lambda: QRNN(4, 3), partial(qrnn, width=2, pooling="fo")),
     "qrnn, one wide": (lambda: QRNN(4, 3, width=1), partial(qrnn, width=1, pooling="fo")),
+    "qrnn, ifo": (lambda: QRNN(4, 3, pooling="ifo"), partial(qrnn, width=2, pooling="ifo")),
     "qrnn, three wide, f": (lambda: QRNN(4, 3, width=3, pooling="f"), partial(qrnn, width=3, pooling="f")),
     "sru": (lambda: SRU(4, 3), partial(sru, act=np.tanh)),
     "sru, as many inputs": (lambda: SRU(3, 3, activation="relu"), partial(sru, act=relu)),
+    "sru, peephole, as many inputs": (lambda: SRU(3, 3, peephole=True), partial(sru, act=np.tanh)),
     "sru, peephole": (lambda: SRU(4, 3, peephole=True, activation="identity"), partial(sru, act=lambda a: a)),
     "ligru": (lambda: LiGRU(4, 3), ligru),
     "ligru, no norm": (lambda: LiGRU(4, 3, norm="none"), ligru),

@@ -81,6 +81,12 @@ class ModelConfig(Section):
         False,
         description="each cell between norms, with a way past it and a layer behind it: for mingru, minlstm, lru, qrnn",
     )
+    window: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="inputs that a convolution before each cell reads, each feature by itself; 1: none",
+    )
     input_dropout: Share | Auto = Field("auto", description="share of embedding features dropped, locked over a chunk")
     dropout: Share | Auto = Field("auto", description="share of outputs of each layer dropped, locked over a chunk")
     recurrent_dropout: Share | Auto = Field("auto", description="share of recurrent weights dropped")

@@ -40,14 +40,16 @@ def compare(seconds: float, laws: bool = True, tell: Callable[[str], None] = lam
 
 
 def described(kind: type[Cell]) -> dict[str, Any]:
-    """The parts of a cell's docstring: its summary, its equations, and the fields Output, State, Parameters, Reference."""
+    """The parts of a cell's docstring: its summary, its equations, with the words between those that stand for each other, the
+    fields Output, State, Parameters, Reference, and the paragraphs that follow."""
     lines = (inspect.getdoc(kind) or "").splitlines()
     fields = {}
     for line in lines:
         name, colon, text = line.partition(": ")
         if colon and name in FIELDS:
             fields[name.lower()] = text
-    equations = [line.strip() for line in lines if line.startswith("    ") and line.strip()]
+    equations = [place for place, line in enumerate(lines) if line.startswith("    ") and line.strip()]
+    last = max(place for place, line in enumerate(lines) if line.partition(": ")[0] in FIELDS)
     options = [
         f"{name}={parameter.default!r}"
         for name, parameter in inspect.signature(kind).parameters.items()
@@ -55,7 +57,8 @@ def described(kind: type[Cell]) -> dict[str, Any]:
     ]
     return {
         "summary": _first_sentence(lines),
-        "equations": equations,
+        "equations": [line.strip() for line in lines[equations[0] : equations[-1] + 1]],
+        "notes": "\n".join(lines[last + 1 :]).strip(),
         "options": options,
         "blocks": list(kind.blocks),
         "formula": fields.pop("parameters", ""),
@@ -108,6 +111,8 @@ def page(records: list[dict[str, Any]]) -> str:
         if r["options"]:
             parts.append(f"- options: {', '.join(f'`{option}`' for option in r['options'])}")
         parts.append(f"- reference: {r.get('reference', '')}")
+        if r["notes"]:
+            parts += ["", r["notes"]]
     return "\n".join(parts) + "\n"
 
 

@@ -15,7 +15,17 @@ from recurra.cells.orthogonal import Orthogonal
 from recurra.cells.packed import Packed, with_packed_weights
 from recurra.cells.reservoir import Reservoir, ReservoirState
 from recurra.cells.window import Window, WindowState
-from recurra.cells.wrap import Block, LearntStart, LockedDropout, Projected, RandomStart, Residual, Stacked, Zoneout
+from recurra.cells.wrap import (
+    Block,
+    Convolved,
+    LearntStart,
+    LockedDropout,
+    Projected,
+    RandomStart,
+    Residual,
+    Stacked,
+    Zoneout,
+)
 from recurra.cells.xlstm import SLSTM, MatrixLSTM, MatrixState, ScalarState
 from recurra.errors import UsageError
 
@@ -78,6 +88,7 @@ __all__ = [
     "Clockwork",
     "ClockworkState",
     "ConvLSTM",
+    "Convolved",
     "CoupledLSTM",
     "Elman",
     "ElmanState",

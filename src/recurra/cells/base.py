@@ -148,6 +148,13 @@ def with_one_bias(cell: Cell) -> tuple[Tensor, ...]:
     return cell.weight_ih, cell.weight_hh, cell.bias_ih, torch.zeros_like(cell.bias_ih)
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody wants to see what goes through the module itself."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 def check_call(cell: Cell, xs: Tensor, state: State, lengths: Tensor | None) -> None:
     """Raise UsageError, in words, where the arguments of `unroll` do not fit the cell or each other."""
     name = type(cell).__name__

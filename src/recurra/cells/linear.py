@@ -11,6 +11,7 @@ from recurra import kernels
 from recurra.cells.base import Cell
 from recurra.cells.elman import ACTIVATIONS, Activation
 from recurra.cells.scan import followed, may_scan
+from recurra.cells.window import latest, windows
 from recurra.errors import UsageError
 from recurra.init import uniform_
 from recurra.state import masked
@@ -173,10 +174,10 @@ class LRU(Cell):
     Parameters: units * (3 * inputs + 2 * units + 3)
     Reference: Orvieto et al. 2023, "Resurrecting recurrent neural networks for long sequences", arXiv:2303.06349
 
-    lambda starts uniformly in the ring between the radii `r_min` and `r_max`, with phases up to `max_phase` radians, and
-    exp(gamma) = sqrt(1 - |lambda|^2), so that the state is as large as the input. D is a matrix, since there may be more or
-    fewer inputs than units. No bias and nothing that is not linear: the paper puts it between layers that are not. Sequences
-    run through a scan (`cells.scan`) over complex numbers.
+    lambda starts uniformly in the ring between the radii `r_min` and `r_max` (the paper has 0 and 1 where it says nothing else),
+    with phases up to `max_phase` radians, and exp(gamma) = sqrt(1 - |lambda|^2), so that the state is as large as the input. D is a
+    matrix, since there may be more or fewer inputs than units, and starts as a linear layer does. No bias and nothing that is not
+    linear: the paper puts it between layers that are not. Sequences run through a scan (`cells.scan`) over complex numbers.
     """
 
     blocks = ("real", "imaginary")
@@ -191,13 +192,15 @@ class LRU(Cell):
         max_phase: float = 2 * math.pi,
     ) -> None:
         super().__init__()
-        if not 0 < r_min <= r_max < 1 or not max_phase > 0:
+        if not 0 <= r_min <= r_max <= 1 or not max_phase > 0:
             raise UsageError(
                 f"the ring of an LRU was given r_min={r_min}, r_max={r_max}, max_phase={max_phase}; "
-                "wanted 0 < r_min <= r_max < 1 and a phase above 0"
+                "wanted 0 <= r_min <= r_max <= 1 and a phase above 0"
             )
         self.input_size, self.output_size = input_size, hidden_size
-        squares = r_min**2 + torch.rand(hidden_size) * (r_max**2 - r_min**2)
+        squares = (r_min**2 + torch.rand(hidden_size) * (r_max**2 - r_min**2)).clamp(
+            1e-12, 1 - 1e-6
+        )  # of logarithms twice
         self.nu = nn.Parameter((-0.5 * squares.log()).log())
         self.theta = nn.Parameter((max_phase * (1 - torch.rand(hidden_size))).log())
         self.gamma = nn.Parameter(0.5 * (1 - squares).log())
@@ -257,12 +260,13 @@ class QRNNState(NamedTuple):
 
 
 class QRNNGates(NamedTuple):
-    """The gates of one step, [batch, units]: the candidate in (-1, 1), and two in (0, 1), None where the pooling has no such
+    """The gates of one step, [batch, units]: the candidate in (-1, 1), and three in (0, 1), None where the pooling has no such
     gate."""
 
     candidate: Tensor
     forget: Tensor
-    output: Tensor | None
+    output: Tensor | None = None
+    input: Tensor | None = None
 
 
 @final
@@ -280,18 +284,24 @@ class QRNN(Cell):
 
         h = c'
 
+    and with `pooling="ifo"` there is one more for what comes in:
+
+        i = sigmoid(W_i x~ + b_i)                       input gate
+        c' = f * c + i * z
+
     Output: h
     State: c [batch, units], inputs [batch, width - 1, features]
     Parameters: 3 * units * (width * inputs + 1)
     Reference: Bradbury, Merity, Xiong & Socher 2017, "Quasi-recurrent neural networks", arXiv:1611.01576
 
-    `width` is 2 unless it is given; two thirds of the parameters with `pooling="f"`. Sequences run through a scan (`cells.scan`).
+    `width` is 2 unless it is given; two thirds of the parameters with `pooling="f"`, four with `pooling="ifo"`. Sequences run
+    through a scan (`cells.scan`).
     """
 
     blocks: tuple[str, ...] = QRNNGates._fields
 
     def __init__(
-        self, input_size: int, hidden_size: int, *, width: int = 2, pooling: Literal["f", "fo"] = "fo"
+        self, input_size: int, hidden_size: int, *, width: int = 2, pooling: Literal["f", "fo", "ifo"] = "fo"
     ) -> None:
         super().__init__()
         if width < 1:
@@ -312,7 +322,7 @@ class QRNN(Cell):
 
     def step(self, u: Tensor, state: QRNNState) -> tuple[Tensor, QRNNState]:
         gate = self.gates(u, state)
-        c = gate.forget * state.c + (1 - gate.forget) * gate.candidate
+        c = gate.forget * state.c + self._lets_in(gate) * gate.candidate
         inputs = torch.cat([state.inputs, u[:, None]], dim=1)[:, 1:]
         return c if gate.output is None else gate.output * c, QRNNState(c, inputs)
 
@@ -322,33 +332,23 @@ class QRNN(Cell):
             f"qrnn-{self.pooling}", lambda _: self._sums(windows(seen, self.width)), xs, lengths, state[:1], ()
         )
         if fast is not None:
-            return fast[0], QRNNState(fast[1][0], self._last_inputs(seen, lengths))
+            return fast[0], QRNNState(fast[1][0], latest(seen, self.width - 1, lengths))
         if not may_scan(self, xs, state):
             return self.loop(xs, state, lengths)
         gate = self._gates(windows(seen, self.width))
-        cs, c = followed(gate.forget, (1 - gate.forget) * gate.candidate, state.c, lengths)
+        cs, c = followed(gate.forget, self._lets_in(gate) * gate.candidate, state.c, lengths)
         ys = cs if gate.output is None else gate.output * cs
-        return masked(ys, lengths), QRNNState(c, self._last_inputs(seen, lengths))
+        return masked(ys, lengths), QRNNState(c, latest(seen, self.width - 1, lengths))
 
     def _sums(self, seen: Tensor) -> Tensor:
         return F.linear(seen, self.weight_ih, self.bias_ih)
 
     def _gates(self, seen: Tensor) -> QRNNGates:
-        z, f, *o = self._sums(seen).chunk(len(self.blocks), dim=-1)
-        return QRNNGates(z.tanh(), f.sigmoid(), o[0].sigmoid() if o else None)
+        z, *gates = self._sums(seen).chunk(len(self.blocks), dim=-1)
+        return QRNNGates(z.tanh(), *(gate.sigmoid() for gate in gates))
 
-    def _last_inputs(self, seen: Tensor, lengths: Tensor | None) -> Tensor:
-        """Of those before and those now, the width - 1 at each row's end."""
-        steps = seen.shape[1] - (self.width - 1)
-        if lengths is None:
-            return seen[:, steps:]
-        places = lengths[:, None] + torch.arange(self.width - 1, device=seen.device)
-        return seen.gather(1, places[..., None].expand(-1, -1, self.input_size))
-
-
-def windows(seen: Tensor, width: int) -> Tensor:
-    """Of `[batch, width - 1 + time, features]` at each step the last `width`, side by side: `[batch, time, width * features]`."""
-    return seen.unfold(1, width, 1).transpose(2, 3).flatten(2)
+    def _lets_in(self, gate: QRNNGates) -> Tensor:
+        return 1 - gate.forget if gate.input is None else gate.input
 
 
 class SRUState(NamedTuple):
@@ -373,10 +373,11 @@ class SRU(Cell):
         c' = f * c + (1 - f) * (W x)
         h = r * act(c') + (1 - r) * (W_h x)
 
-    and with `peephole=True`, as it was published last, the gates see the state, each unit its own:
+    and with `peephole=True`, as it was published last, the gates see the state, each unit its own, and the highway is wider:
 
         f = sigmoid(W_f x + v_f * c + b_f)
         r = sigmoid(W_r x + v_r * c + b_r)
+        h = r * act(c') + (1 - r) * (sqrt(3) W_h x)
 
     Output: h
     State: c [batch, units]
@@ -384,9 +385,9 @@ class SRU(Cell):
     Reference: Lei, Zhang, Wang, Dai & Artzi 2018, "Simple recurrent units for highly parallelizable recurrence", arXiv:1709.02755
 
     W_h is the identity where there are as many inputs as units, and the parameters are fewer by units * inputs; with
-    `peephole` more by 2 * units. act is tanh, relu, logistic or identity (the last form has identity). The constant by which
-    the last form multiplies the highway, which only sets its size at the start, is left to W_h. Sequences run through a scan
-    (`cells.scan`), but not with `peephole`, whose recurrence is not linear.
+    `peephole` more by 2 * units. act is tanh, relu, logistic or identity (the last form has identity). The square root of 3 keeps
+    the variance of the input while the gates are near a half. Sequences run through a scan (`cells.scan`), but not with `peephole`,
+    whose recurrence is not linear.
     """
 
     blocks = SRUGates._fields
@@ -410,6 +411,7 @@ class SRU(Cell):
     def project(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The sums of the gates [batch, time, 2 * units], W x and W_h x [batch, time, units]."""
         skip = xs if self.weight_skip is None else F.linear(xs, self.weight_skip)
+        skip = skip if self.peephole_reset is None else math.sqrt(3) * skip
         return F.linear(xs, self.weight_ih, self.bias_ih), F.linear(xs, self.weight_c), skip
 
     def gates(self, u: tuple[Tensor, Tensor, Tensor], state: SRUState) -> SRUGates:

@@ -43,8 +43,9 @@ class Orthogonal(Cell):
     Parameters: units * (inputs + units + 1)
     Reference: Lezcano-Casado & Martinez-Rubio 2019, arXiv:1901.08428 (exp); Helfrich, Willmott & Ye 2018, arXiv:1707.09520 (Cayley)
 
-    `map` is exp or cayley. Theta starts with turns of pairs of units by angles uniform in (-pi, pi) (Henaff, Szlam & LeCun 2016,
-    arXiv:1602.06662), those of the Cayley map at most pi/2; what is on and below its diagonal is counted and not used. b starts
+    `map` is exp or cayley, which is without the fixed signs D that the second reference multiplies it by. Theta starts with turns
+    of pairs of units by angles uniform in (-pi, pi) (Henaff, Szlam & LeCun 2016, arXiv:1602.06662), those of the Cayley map at most
+    pi/2; what is on and below its diagonal is counted and not used. b starts
     near 0: with b = 0 the network is linear. W starts at a tenth of the usual size, since nothing is forgotten. Q is computed once
     in a call of `unroll`, and once for a stream. Starts of `recurra.init` and dropped recurrent weights leave it alone.
     """

@@ -53,8 +53,18 @@ class Window(Cell):
         if not kernels.wanted() or torch.compiler.is_compiling() or steps == 0:
             return self.loop(xs, state, lengths)
         seen = torch.cat([state.inputs, masked(xs, lengths)], dim=1)
-        windows = seen[:, 1:].unfold(1, self.window, 1).transpose(2, 3).flatten(2)
-        ends = seen.new_full((xs.shape[0],), steps, dtype=torch.int64) if lengths is None else lengths
-        places = ends[:, None] + torch.arange(self.window, device=xs.device)
-        last = seen.gather(1, places[..., None].expand(-1, -1, self.input_size))
-        return masked(F.linear(windows, self.weight_ih, self.bias_ih).tanh(), lengths), WindowState(last)
+        ys = F.linear(windows(seen[:, 1:], self.window), self.weight_ih, self.bias_ih).tanh()
+        return masked(ys, lengths), WindowState(latest(seen, self.window, lengths))
+
+
+def windows(seen: Tensor, width: int) -> Tensor:
+    """Of `[batch, width - 1 + time, features]` at each step the last `width`, side by side: `[batch, time, width * features]`."""
+    return seen.unfold(1, width, 1).transpose(2, 3).flatten(2)
+
+
+def latest(seen: Tensor, count: int, lengths: Tensor | None) -> Tensor:
+    """Of the `count` inputs before and those of now, `[batch, count + time, features]`, the last `count` at each row's end."""
+    if lengths is None:
+        return seen[:, seen.shape[1] - count :]
+    places = lengths[:, None] + torch.arange(count, device=seen.device)
+    return seen.gather(1, places[..., None].expand(-1, -1, seen.shape[2]))

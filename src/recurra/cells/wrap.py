@@ -3,13 +3,15 @@
 from abc import ABC
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import cast, final
+from typing import NamedTuple, cast, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recurra.cells.base import Cell
+from recurra import kernels
+from recurra.cells.base import Cell, is_hooked
+from recurra.cells.window import latest
 from recurra.errors import UsageError
 from recurra.init import uniform_
 from recurra.regularize import check_share, locked_mask
@@ -53,11 +55,24 @@ class Stacked(Cell):
         return y, tuple(after)
 
     def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        done = self._side_by_side(xs, state, lengths)
+        if done is not None:
+            return done
         after = []
         for cell, before in zip(self.layers(), state, strict=True):
             xs, now = cell.unroll(xs, before, lengths)
             after.append(now)
         return xs, tuple(after)
+
+    def _side_by_side(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State] | None:
+        """All layers in one call of the kernel, where they have the same one and nobody wants gradients."""
+        bare = [_undropped(cell) for cell in self.layers()]
+        known = [cell.recurrence() for cell in bare]
+        names = {one[0] for one in known if one is not None}
+        if len(known) < 2 or None in known or len(names) != 1 or any(map(is_hooked, (*bare, *self.layers()))):
+            return None
+        done = kernels.run_stack(names.pop(), xs, lengths, state, [one[1] for one in known if one is not None])
+        return None if done is None else (done[0], tuple(map(refill, state, done[1])))
 
 
 class Wrapper(Cell, ABC):
@@ -107,6 +122,13 @@ class LockedDropout(Wrapper):
             return ()
         like = xs.new_empty((), dtype=xs.dtype).expand(xs.shape[0], 1, self.output_size)
         return locked_mask(like, self.share).expand(-1, xs.shape[1], -1)
+
+
+def _undropped(cell: Cell) -> Cell:
+    """The cell without a wrapper that drops nothing as it is set now."""
+    while isinstance(cell, LockedDropout) and (cell.share == 0 or not cell.training):
+        cell = cell.cell
+    return cell
 
 
 @final
@@ -181,6 +203,65 @@ class Block(Wrapper):
 
     def _mixed(self, a: Tensor) -> Tensor:
         return a + self.narrow(F.gelu(self.widen(self.norm_above(a))))
+
+
+class ConvolvedState(NamedTuple):
+    """What a convolved cell knows: the state of the cell, and `inputs` [batch, width - 1, features], the last inputs, oldest first,
+    zeros before the first."""
+
+    cell: State
+    inputs: Tensor
+
+
+@final
+class Convolved(Wrapper):
+    """The cell behind a convolution in time of its last `width` inputs, each feature by itself:
+
+        x'_t = v_0 * x_(t-width+1) + ... + v_(width-1) * x_t + b
+        y = cell(x')
+
+    State: the cell's, inputs [batch, width - 1, features]
+    Parameters besides the cell's own: inputs * (width + 1).
+    Reference: Gu & Dao 2023, arXiv:2312.00752; before a minGRU: Feng et al. 2024, arXiv:2410.01201, which have a width of 4
+
+    A cell whose gates see the present input and not the state, as those of a scan do, sees in this way what has just been. It is
+    what `scan` and `step` do before the cell, so `project` leaves the inputs as they are.
+    """
+
+    def __init__(self, cell: Cell, width: int = 4) -> None:
+        super().__init__(cell)
+        if width < 1:
+            raise UsageError(
+                f"a convolution was given a width of {width} inputs, wanted 1 or more: the present one is among them"
+            )
+        self.width = width
+        self.weight_window = nn.Parameter(uniform_(width, width, self.input_size))
+        self.bias_window = nn.Parameter(uniform_(width, self.input_size))
+
+    def initial_state(self, batch: int) -> ConvolvedState:
+        inputs = self.bias_window.new_zeros(batch, self.width - 1, self.input_size)
+        return ConvolvedState(self.cell.initial_state(batch), inputs)
+
+    def project(self, xs: Tensor) -> State:
+        return xs
+
+    def step(self, u: Tensor, state: ConvolvedState) -> tuple[Tensor, ConvolvedState]:
+        seen = torch.cat([state.inputs, u[:, None]], dim=1)
+        y, inner = self.cell(self._convolved(seen)[:, 0], state.cell)
+        return y, ConvolvedState(inner, seen[:, 1:])
+
+    def scan(self, xs: Tensor, state: ConvolvedState, lengths: Tensor | None) -> tuple[Tensor, ConvolvedState]:
+        seen = torch.cat([state.inputs, masked(xs, lengths)], dim=1)
+        ys, inner = self.cell.unroll(self._convolved(seen), state.cell, lengths)
+        return ys, ConvolvedState(inner, latest(seen, self.width - 1, lengths))
+
+    def _convolved(self, seen: Tensor) -> Tensor:
+        """Of `[batch, width - 1 + time, features]` the sums `[batch, time, features]`."""
+        steps = seen.shape[1] - self.width + 1
+        sums = self.bias_window.expand(seen.shape[0], steps, -1)
+        for place, weight in enumerate(self.weight_window):
+            sums = torch.addcmul(sums, seen[:, place : place + steps], weight)
+        return sums
 
 
 @final

@@ -13,11 +13,15 @@
 
 A cell asks `run` and gets None where no kernel takes the call; then it runs its plain loop, which is the definition.
 
+Bfloat16: within `torch.autocast("cpu", torch.bfloat16)` and without gradients, what is multiplied is bfloat16, and sums, gates and
+states are float32; on a processor without instructions for it, and where gradients are wanted, all is float32. A cell whose weights
+are bfloat16 or float16 is computed in the same way, and gives back its own type.
+
 Under torch.compile the native kernels are operators of the graph. Under torch.export a cell writes its loop, so that the
 program runs wherever torch does; within `exported_natively()` it writes the operator, which is faster and needs recurra.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
@@ -32,6 +36,7 @@ from recurra.state import flipped, leaves, masked
 
 Result = tuple[Tensor, tuple[Tensor, ...]]
 Parts = tuple[Tensor, ...]
+SHORT = (torch.bfloat16, torch.float16)
 Kernel = Callable[[Tensor, Tensor | None, Parts, Parts, bool], Result | None]
 
 
@@ -126,14 +131,18 @@ def run(
     name: str, xs: Tensor, lengths: Tensor | None, state: Parts, weights: Parts, reverse: bool = False
 ) -> Result | None:
     """The recurrence `name` on its faster path, or None where the plain loop has to do it."""
-    if not wanted() or 0 in xs.shape[:2] or _is_transformed(xs, *state, *weights):
+    if not wanted() or 0 in xs.shape[:2] or _is_transformed(xs, *state, *weights) or _is_traced_in_short(xs, *state):
         return None
     if _is_mapped():
         suit = name in native.KINDS and native.suits(xs, state, weights)
         return ops.run(name, xs, lengths, state, weights, reverse) if suit else None
     if torch.compiler.is_compiling():
         return _traced(name, xs, lengths, state, weights, reverse)
-    return KERNELS[name](xs, lengths, state, weights, reverse)
+    if name not in native.KINDS or not _are_short(xs, *state):
+        return KERNELS[name](xs, lengths, state, weights, reverse)
+    with torch.autocast("cpu", torch.bfloat16, enabled=native.halves() or state[0].dtype is torch.bfloat16):
+        done = KERNELS[name](xs.float(), lengths, _floats(state), _floats(weights), reverse)
+    return None if done is None else _like(state, *done)
 
 
 def run_both_ways(
@@ -156,6 +165,27 @@ def run_both_ways(
     return native.run_ways(name, xs, lengths, ways) if same_size else None
 
 
+def run_stack(
+    name: str, xs: Tensor, lengths: Tensor | None, states: Sequence[Parts], weights: Sequence[Parts]
+) -> tuple[Tensor, list[Parts]] | None:
+    """The recurrence `name` in layers on top of each other, side by side on the threads; None where they have to run one after the
+    other, or are as quick that way."""
+    if not wanted() or 0 in xs.shape[:2] or name not in native.KINDS or torch.compiler.is_compiling() or _is_mapped():
+        return None
+    if torch.get_num_threads() == 1 or xs.shape[0] > native.STACKED_ROWS:
+        return None
+    for state, own in zip(states, weights, strict=True):
+        if (
+            own[1].shape[1] > native.STACKED_UNITS
+            or native.wants_gradients(xs, state, own)
+            or _is_transformed(xs, *state, *own)
+            or not native.takes(xs, state, own)
+            or not native.has_memory(xs, state, own)
+        ):
+            return None
+    return native.forward_stack(name, xs, lengths, tuple(zip(states, weights, strict=True)))
+
+
 def follow(
     name: str,
     project: Callable[[Tensor], Any],
@@ -166,14 +196,38 @@ def follow(
 ) -> Result | None:
     """The recurrence `name` of `csrc/following.hpp` over what `project` makes of `xs`, which has zeros past a row's end; or None,
     where the plain loop has to do it."""
-    if not wanted() or not following.suits(name, xs, state, params) or _is_transformed(xs, *state, *params):
+    if not wanted() or _is_transformed(xs, *state, *params) or _is_traced_in_short(xs, *state):
+        return None
+    start, own = _floats(state), _floats(params)
+    if not following.suits(name, _floats((xs,))[0], start, own):
         return None
     if torch.compiler.is_exporting() and not _natively.holds():
         return None
-    us = tuple(leaves(project(masked(xs, lengths))))
-    if torch.compiler.is_compiling() or _is_mapped() or not native.has_memory(us[0], (*us, *state), params):
-        return ops.follow(name, us, lengths, state, params)
-    return following.run(name, us, lengths, state, params)
+    us = _floats(leaves(project(masked(xs, lengths))))
+    if torch.compiler.is_compiling() or _is_mapped() or not native.has_memory(us[0], (*us, *start), own):
+        done = ops.follow(name, us, lengths, start, own)
+    else:
+        done = following.run(name, us, lengths, start, own)
+    return _like(state, *done)
+
+
+def _are_short(*parts: Tensor) -> bool:
+    return any(part.dtype in SHORT and part.is_cpu for part in parts)
+
+
+def _is_traced_in_short(*parts: Tensor) -> bool:
+    """Whether short floats, or what autocast makes short, are looked at by a tracer or mapped over: the loop knows how."""
+    return (torch.is_autocast_enabled("cpu") or _are_short(*parts)) and (torch.compiler.is_compiling() or _is_mapped())
+
+
+def _floats(parts: Iterable[Tensor]) -> Parts:
+    """Short floats as float32, and the others as they are."""
+    return tuple(part.float() if part.dtype in SHORT else part for part in parts)
+
+
+def _like(state: Parts, ys: Tensor, last: Parts) -> Result:
+    """A result in the type of the state that it began with."""
+    return ys.to(state[0].dtype), tuple(part.to(one.dtype) for part, one in zip(last, state, strict=True))
 
 
 def _traced(

@@ -36,6 +36,7 @@ WEIGHTS = {name: 4 + _native.params(kind) for name, kind in KINDS.items()}  # ho
 FUSED = {"elman-tanh": fused.elman_tanh, "elman-relu": fused.elman_relu, "lstm": fused.lstm, "gru": fused.gru}
 PLAIN = (Tensor, torch.nn.Parameter)
 MANY_UNITS = 256  # of one step: from here on reading the weights takes longer than waking the threads
+STACKED_ROWS, STACKED_UNITS = 7, 256  # up to which layers run side by side: one layer on all threads is no quicker
 MANY_STATES = 16384  # of a sweep: from here on it takes longer than waking the threads
 LARGEST = 2**40  # elements of any one array: far above any memory, and far below an overflow of its address
 
@@ -48,6 +49,11 @@ def available() -> bool:
 def described() -> str:
     """What runs the recurrences, in words."""
     return "torch (built without a compiler)" if _native is None else f"native, {_native.instruction_set()}"
+
+
+def halves() -> bool:
+    """Whether whoever calls wants products of bfloat16: he is within `torch.autocast("cpu", torch.bfloat16)`."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
 
 
 def takes(xs: Tensor, state: State, weights: Weights) -> bool:
@@ -65,7 +71,7 @@ def takes(xs: Tensor, state: State, weights: Weights) -> bool:
 
 def suits(xs: Tensor, state: State, weights: Weights) -> bool:
     """Whether these are tensors for the native kernels, of whatever size."""
-    if _native is None or torch.is_autocast_enabled("cpu"):
+    if _native is None:
         return False
     for part in (xs, *state, *weights):
         if part.dtype is not torch.float32 or not part.is_cpu:
@@ -170,9 +176,18 @@ def _split(parts: Sequence[Any], count: int) -> list[tuple[Any, ...]]:
 
 def forward(name: str, xs: Tensor, lengths: Tensor | None, ways: tuple[tuple[Any, ...], ...]) -> list[Result]:
     """The outputs and the last state of each way (state, weights, reverse, saved); and what `backward` needs into its `saved`,
-    unless it is None."""
+    unless it is None: then products are of bfloat16 where they may be."""
     threads = threads_for(xs.shape[0], ways[0][1][1].shape[1], len(ways))
-    return _ordered(_native.forward, KINDS[name], xs, lengths, ways, threads)
+    half = halves() and all(way[3] is None for way in ways)
+    return _ordered(_native.forward, KINDS[name], xs, lengths, ways, threads, half)
+
+
+def forward_stack(
+    name: str, xs: Tensor, lengths: Tensor | None, layers: tuple[tuple[State, Weights], ...]
+) -> tuple[Tensor, list[State]]:
+    """The outputs of the uppermost of layers on top of each other, and the last state of each: every layer runs as soon as the
+    one below has put out enough. Without gradients; at most `STACKED_ROWS` rows."""
+    return _ordered(_native.forward_stack, KINDS[name], xs, lengths, layers, torch.get_num_threads(), halves())
 
 
 def backward(
@@ -227,9 +242,10 @@ def packs(name: str, weights: Sequence[Tensor]) -> bool:
 
 def pack(name: str, weights: Sequence[Tensor]) -> Step:
     """One step of the recurrence `name`, with the weights that the kernel wants as they are now: from x `[batch, inputs]`
-    and a state the output and the next state, or None where they are not ordinary tensors that lie in order and fit."""
+    and a state the output and the next state, or None where they are not ordinary tensors that lie in order and fit. Its products
+    are of bfloat16 if the weights are packed within `torch.autocast`."""
     threads = torch.get_num_threads() if weights[1].shape[1] >= MANY_UNITS else 1
-    return _native.pack(KINDS[name], tuple(weight.detach().contiguous() for weight in weights), threads).step
+    return _native.pack(KINDS[name], tuple(weight.detach().contiguous() for weight in weights), threads, halves()).step
 
 
 def sweep(weights: Tensor, order: Tensor, states: Tensor, fields: Tensor, tiny: float) -> int:

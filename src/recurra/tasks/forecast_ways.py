@@ -181,7 +181,9 @@ class Way(ABC):
         if model.init not in PRESETS:
             raise UsageError(f"there is no start called {model.init!r}; they are {', '.join(PRESETS)}")
         given = configuration.options(kind, config.cell.model_extra or {}, "cell")
-        core = stack(name, inputs, int(model.hidden), model.layers, dropout, block=model.block, **given)
+        core = stack(
+            name, inputs, int(model.hidden), model.layers, dropout, block=model.block, window=model.window, **given
+        )
         PRESETS[model.init](core)
         if float(model.recurrent_dropout) > 0:
             weight_drop(core, float(model.recurrent_dropout))
