@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py run --out results.jsonl      all of it; a second call goes on where the first ended
     python benchmarks/kernels.py run --out results.jsonl --parts grid --kinds GRU --modes train --batches 8,32
-    python benchmarks/kernels.py report results.jsonl > benchmarks/RESULTS.md
+    python benchmarks/kernels.py report results.jsonl benchmarks/others.md benchmarks/inference.md > benchmarks/RESULTS.md
 
 Peers: pip install jax flax keras onnx onnxruntime openvino, beside torch and recurra; those that are absent are named and
 left out. `compile` (torch.compile) takes a minute a case and runs only where --peers names it.
@@ -617,8 +617,9 @@ class Found(NamedTuple):
 
 
 def report(options: argparse.Namespace) -> None:
-    """Print Markdown from the files of `run`; a later measurement of a case replaces an earlier one."""
-    records = list(_records(options.files))
+    """Print Markdown from the files of `run`; a later measurement of a case replaces an earlier one. Pages in Markdown follow as
+    they are, their headings one level lower."""
+    records = list(_records(file for file in options.files if file.suffix != ".md"))
     about = [record for record in records if "machine" in record]
     limit = options.peak or max((one["peak"] or 0 for one in about), default=0)
     found = sorted(_found(records), key=lambda f: (PARTS.index(f.case.part), list(GATES).index(f.case.kind), f.case))
@@ -628,8 +629,16 @@ def report(options: argparse.Namespace) -> None:
         *_behind(found),
         *_tables(found, limit),
         *_failures(records),
+        *_pages(file for file in options.files if file.suffix == ".md"),
     ]:
         print(line)
+
+
+def _pages(files: Iterable[Path]) -> Iterator[str]:
+    for file in files:
+        yield ""
+        for line in file.read_text(encoding="utf-8").splitlines():
+            yield f"#{line}" if line.startswith("#") else line
 
 
 def _records(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
@@ -787,7 +796,7 @@ def main() -> None:
     timed.add_argument("--keep", type=float, default=2.0, help="peers slower by this factor have one round")
     timed.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
     timed.add_argument("--out", type=Path, default=Path("results.jsonl"))
-    told = commands.add_parser("report", help="print Markdown from such files")
+    told = commands.add_parser("report", help="print Markdown from such files, and from pages of Markdown as they are")
     told.set_defaults(command=report)
     told.add_argument("files", type=Path, nargs="+")
     told.add_argument("--peak", type=float, help="GFLOP/s; else what the run measured")

@@ -177,6 +177,10 @@ struct Sru {
   }
 };
 
+// How many steps before they are read numbers are asked for. A pass is as quick as memory, and the processor does not see by
+// itself where the next of so many short rows will be.
+constexpr int64_t AHEAD = 2;
+
 template <class Cell>
 struct Scan {
   static constexpr int K = Cell::blocks, F = Cell::fields, P = Cell::params, S = Cell::speaks ? 1 : F;
@@ -198,12 +202,22 @@ struct Scan {
     if (unit < end) work(unit, end - unit);
   }
 
+  // The same from the last unit to the first: all that backward touches comes in falling order.
+  template <class Work>
+  static RECURRA_INLINE void over_falling(int64_t begin, int64_t end, Work&& work) {
+    int64_t unit = begin + (end - begin) / W * W;
+    if (unit < end) work(unit, end - unit);
+    for (; unit > begin; unit -= W) work(unit - W, Int<W>{});
+  }
+
   void forward(int64_t row, int64_t begin, int64_t end) const {
     const int64_t length = p.length(row), bytes = (end - begin) * sizeof(float);
     for (int f = 0; f < F; f++) std::memcpy(p.last[f] + row * H + begin, p.state[f] + row * H + begin, bytes);
     for (int64_t t = 0; t < length; t++) {
       const int64_t at = row * T + t;
       over(begin, end, [&](int64_t unit, auto left) {
+        if (t + AHEAD < length)
+          for (int k = 0; k < K; k++) __builtin_prefetch(p.u[k] + (at + AHEAD) * p.stride[k] + unit);
         vf u[K], s[F], own[P + 1];
         for (int k = 0; k < K; k++) u[k] = load_part(p.u[k] + at * p.stride[k] + unit, left);
         for (int k = 0; k < P; k++) own[k] = load_part(p.params[k] + unit, left);
@@ -220,6 +234,14 @@ struct Scan {
       for (int f = 0; f < S; f++) std::memset(p.y + ((row * T + t) * S + f) * H + begin, 0, bytes);
   }
 
+  // Asks for what backward will read of a step.
+  RECURRA_INLINE void soon(int64_t row, int64_t t, int64_t unit) const {
+    const int64_t at = row * T + t;
+    for (int k = 0; k < K; k++) __builtin_prefetch(p.u[k] + at * p.stride[k] + unit);
+    for (int f = 0; f < F; f++) __builtin_prefetch(after(row, t, f) + unit);
+    for (int f = 0; f < S && p.dy; f++) __builtin_prefetch(p.dy + (at * S + f) * H + unit);
+  }
+
   // `sums` [params, units]: of the gradients of the row's own numbers.
   void backward(int64_t row, int64_t begin, int64_t end, float* sums) const {
     const int64_t length = p.length(row), bytes = (end - begin) * sizeof(float);
@@ -232,7 +254,8 @@ struct Scan {
       for (int k = 0; k < K; k++) std::memset(p.du[k] + (row * T + t) * p.stride[k] + begin, 0, bytes);
     for (int64_t t = length - 1; t >= 0; t--) {
       const int64_t at = row * T + t;
-      over(begin, end, [&](int64_t unit, auto left) {
+      over_falling(begin, end, [&](int64_t unit, auto left) {
+        if (t >= AHEAD) soon(row, t - AHEAD, unit);
         vf u[K], own[P + 1], before[F], now[F], d[F], du[K], dp[P + 1], dy = {};
         for (int k = 0; k < K; k++) u[k] = load_part(p.u[k] + at * p.stride[k] + unit, left);
         for (int k = 0; k < P; k++) own[k] = load_part(p.params[k] + unit, left);

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import recurra
 from recurra import kernels
 from recurra.cells import (
     GRU,
@@ -213,6 +214,18 @@ def test_both_directions_take_products_of_bfloat16() -> None:
     assert found.dtype == torch.float32
     assert torch.equal(found, exact) != native._native.multiplies_halves()
     assert float((found - exact).abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_layers_as_torch_spells_them_give_float32_near_to_those_of_torch(name: str) -> None:
+    torch.manual_seed(0)
+    theirs, xs = getattr(torch.nn, name)(6, 20, num_layers=2), torch.randn(7, 3, 6)
+    ours = getattr(recurra, name)(6, 20, num_layers=2)
+    ours.load_state_dict(theirs.state_dict())
+    with torch.no_grad(), in_bfloat16():
+        found, expected = ours(xs)[0], theirs(xs)[0]
+    assert found.dtype == torch.float32
+    assert float((found - expected.float()).abs().max()) < 0.02
 
 
 def test_autocast_to_float16_computes_in_float32() -> None:
