@@ -103,15 +103,18 @@ def stacks(rounds: int) -> None:
             for batch in (1, 4):
                 for units in (32, 64, 128, 256, 512):
                     cells = [CELLS[name](units, units) for _ in range(layers)]
-                    stack, xs = Stacked(cells), torch.randn(batch, STEPS, units)
-                    start = stack.initial_state(batch)
+                    xs, start = torch.randn(batch, STEPS, units), Stacked(cells).initial_state(batch)
+                    layers_of = tuple(zip(start, [cell.recurrence()[1] for cell in cells], strict=True))
 
                     def apart(cells: list[Cell] = cells, xs: Tensor = xs, start: tuple = start) -> object:
                         for cell, state in zip(cells, start, strict=True):
                             xs, _ = cell.unroll(xs, state)
                         return xs
 
-                    works = {"apart": apart, "together": lambda s=stack, xs=xs, b=start: s.unroll(xs, b)}
+                    works = {
+                        "apart": apart,
+                        "together": lambda n=name, xs=xs, those=layers_of: native.forward_stack(n, xs, None, those),
+                    }
                     found = compared(works, rounds)
                     ms = {key: median(one[key] for one in found) for key in works}
                     print(

@@ -58,7 +58,7 @@ PIXELS = (
 )
 SHAKESPEARE = (
     "language {sets}/tinyshakespeare/input.txt --layers 3 --hidden 384 --steps 2000 --set train.chunk=128 "
-    "--set train.validations=10 --set model.block=true --set model.window=4 --set model.dropout=0.4 "
+    "--set train.validations=10 --set model.block=true --set model.convolved=4 --set model.dropout=0.4 "
     "--set model.input_dropout=0.2 --set optimizer.rate=2e-3 --set optimizer.weight_decay=0.1"
 )
 FOLDS = tuple(map(str, range(10)))

@@ -68,7 +68,7 @@ struct Sizes {
   int64_t batch, steps, inputs, units;
   bool ragged;
 };
-const Sizes SIZES[] = {{1, 5, 3, 7, false}, {9, 6, 5, 33, true}, {3, 4, 70, 130, true}};
+const Sizes SIZES[] = {{1, 5, 3, 7, false}, {9, 6, 5, 33, true}, {3, 4, 70, 130, true}, {5, 40, 21, 21, true}};
 
 std::vector<int64_t> ends(const Sizes& s) {
   std::vector<int64_t> found(s.batch);
@@ -86,6 +86,16 @@ void recurrence(const Kernel& kernel, const Sizes& s, int threads, Arrays& a) {
   p.h0 = a.take(state, 1), p.c0 = a.take(state, 1), p.b_ih = a.take(rows, 1), p.b_hh = a.take(rows, 1);
   for (int k = 0; k < kernel.params; k++) p.own[k] = a.take(s.units, 0.5f), p.down[k] = a.take(s.units, 0);
   p.y = a.take(s.batch * s.steps * s.units, 0), p.h_last = a.take(state, 0), p.c_last = a.take(state, 0);
+  // Of three layers the upper two read what is below, which is as wide as they are.
+  if (s.batch <= MOST_STACKED_ROWS && s.inputs == s.units) {
+    Problem layers[3] = {p, p, p};
+    for (int i = 0; i < 3; i++) {
+      layers[i].reverse = 0, layers[i].y = a.take(s.batch * s.steps * s.units, 0);
+      layers[i].h_last = a.take(state, 0), layers[i].c_last = a.take(state, 0);
+      if (i) layers[i].x = layers[i - 1].y;
+    }
+    kernel.forward_stack(layers, 3);
+  }
   if (!kernel.backward) {
     kernel.forward(&p, 1);
     kernel.stepper(p)->step(s.batch, p.x, p.h0, p.c0, p.h_last, p.c_last);

@@ -48,12 +48,15 @@ template <class Cell, class Numbers>
 void forward_stack(const Problem* layers, int count) {
   using Q = Recurrence<Cell, 4, Numbers>;
   const int threads = std::clamp(layers[0].threads, 1, count);
-  std::vector<std::atomic<int64_t>> done(count);
+  struct alignas(64) Done {
+    std::atomic<int64_t> steps{0};
+  };
+  std::vector<Done> done(count);
   std::vector<Problem> problems(layers, layers + count);
   std::vector<std::unique_ptr<Q>> recurrences;
   std::vector<std::unique_ptr<typename Q::Forward>> works;
   for (int i = 0; i < count; i++) {
-    problems[i].threads = 1, problems[i].done = &done[i], problems[i].below = i ? &done[i - 1] : nullptr;
+    problems[i].threads = 1, problems[i].done = &done[i].steps, problems[i].below = i ? &done[i - 1].steps : nullptr;
     recurrences.push_back(std::make_unique<Q>(problems[i]));
     works.push_back(std::make_unique<typename Q::Forward>(*recurrences.back()));
   }

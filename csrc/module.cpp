@@ -148,8 +148,6 @@ nb::object forward(int kind, nb::handle xs, nb::handle lengths, nb::tuple ways, 
   });
 }
 
-constexpr int64_t MOST_ROWS_OF_A_STACK = 7;  // which are one group whatever the sizes
-
 // For layers (state, weights) on top of each other: the outputs of the uppermost, and the last state of each.
 nb::object forward_stack(int kind, nb::handle xs, nb::handle lengths, nb::tuple layers, int threads, bool half) {
   const Kernel& kernel = ::kernel(kind, half);
@@ -161,7 +159,7 @@ nb::object forward_stack(int kind, nb::handle xs, nb::handle lengths, nb::tuple 
   for (nb::handle one : layers) {
     nb::tuple layer = nb::cast<nb::tuple>(one);
     std::optional<Problem> p = problem(kernel, ys, lengths, layer[0], layer[1], false, threads);
-    if (!p || p->batch > MOST_ROWS_OF_A_STACK) return nb::none();
+    if (!p || p->batch > MOST_STACKED_ROWS) return nb::none();
     nb::object c;
     between.push_back(ys);
     ys = fresh({p->batch, p->steps, p->units}, &p->y);
@@ -370,6 +368,7 @@ NB_MODULE(_native, m) {
   m.def("fields", [](int kind) { return kernel(kind).fields; });
   m.def("params", [](int kind) { return kernel(kind).params; });
   m.def("says", [](int kind) { return of(chosen().followers(), kind).says; });
+  m.def("stacked_rows", [] { return MOST_STACKED_ROWS; });
   m.def("multiplies_halves", [] { return chosen().halves().size > 0; });
   m.def("instruction_set", [] { return std::string(chosen().name); });
   m.def("saved_floats", [](int kind, int64_t units) {

@@ -7,6 +7,7 @@
 namespace recurra {
 
 constexpr int MOST_OWN = 3;
+constexpr int64_t MOST_STACKED_ROWS = 7;  // which are one group, whatever the sizes: layers of so few may run side by side
 
 // Float32 everywhere, each array contiguous. Null where it says so.
 //

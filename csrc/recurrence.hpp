@@ -74,7 +74,11 @@ struct Pairs {
   static RECURRA_INLINE vf words(const float* from, long left) {
     return (vf)_mm512_cvtne2ps_pbh(load_part(from + W, left - W), load_part(from, left));
   }
-  static RECURRA_INLINE void store(float* words, vf v) { _mm256_storeu_si256((__m256i*)words, (__m256i)_mm512_cvtneps_pbh(v)); }
+  // Zeros past the first `left`: what stands there is multiplied by zero, but may be infinite.
+  static RECURRA_INLINE void store(float* words, vf v, long left) {
+    if (left < W) v = _mm512_maskz_mov_ps((1 << left) - 1, v);
+    _mm256_storeu_si256((__m256i*)words, (__m256i)_mm512_cvtneps_pbh(v));
+  }
 };
 #endif
 
@@ -362,7 +366,7 @@ struct Recurrence {
 
   // Rows of a group where groups of `rows` are wished for: with weights that are too large for one core, or with few rows,
   // all of them.
-  long rows_of_group(long rows) const { return B >= 8 && recurrent_bytes(H) <= SHARED_BYTES ? rows : std::max(1L, B); }
+  long rows_of_group(long rows) const { return B > recurra::MOST_STACKED_ROWS && recurrent_bytes(H) <= SHARED_BYTES ? rows : std::max(1L, B); }
   static long recurrent_bytes(long units) { return G * units * units * static_cast<long>(sizeof(float)); }
 
   // Floats that forward keeps for backward: for each step and place the gates, and c after the step.
@@ -547,7 +551,7 @@ struct Recurrence {
         [&](int m, int v, long unit, long left, Unit after, const vf* keep) {
           const long i = place + m * stride;
           store_part(p.y + rows.at(p, i, s) * H + unit, after.h, left);
-          if constexpr (narrowed) Numbers::store(f.h[~s & 1].at(i * row_words(padded)) + unit / Numbers::in_a_word, after.h);
+          if constexpr (narrowed) Numbers::store(f.h[~s & 1].at(i * row_words(padded)) + unit / Numbers::in_a_word, after.h, left);
           if (Cell::fields > 1) store(f.c.at(i * padded + unit), after.c);
           if (!p.saved) return;
           for (int k = 0; k < Cell::saved; k++) store(kept(s, i, panel) + (k * V + v) * W, keep[k]);

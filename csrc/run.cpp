@@ -105,7 +105,11 @@ void Barrier::wait() {
 }
 
 void wait_for(const std::atomic<int64_t>& done, int64_t steps) {
-  for (int spins = 0; done.load(std::memory_order_acquire) < steps; spins++) spins < SPINS ? pause() : std::this_thread::yield();
+  for (int spins = 0; done.load(std::memory_order_acquire) < steps; spins++)
+    if (spins < SPINS)
+      pause();
+    else
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
 }
 
 #if defined(__linux__)

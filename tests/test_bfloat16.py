@@ -1,8 +1,11 @@
 """Products of bfloat16: sums, gates and states stay float32, and what is multiplied is rounded, each factor once."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -25,10 +28,11 @@ from recurra.cells import (
     Leaky,
     LiGRU,
     MinGRU,
+    Packed,
     PeepholeLSTM,
     with_packed_weights,
 )
-from recurra.kernels import native
+from recurra.kernels import following, native
 from recurra.recurrent import Bidirectional
 from recurra.state import leaves, tmap
 
@@ -158,11 +162,17 @@ def test_gradients_are_those_of_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CELLS | BEHIND)
-def test_a_cell_of_bfloat16_is_computed_natively_and_gives_bfloat16(name: str) -> None:
+def test_a_cell_of_bfloat16_is_computed_natively_and_gives_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cell, xs, state = drawn(name, 3, 7, 6, 20)
+    calls, module = [], following if name in BEHIND else native
+    verb = "follow" if name in BEHIND else "forward"
+    computed = getattr(module, verb)
+    monkeypatch.setattr(module, verb, lambda *given: calls.append(given) or computed(*given))
     exact = list(leaves(cell.unroll(xs, state)))
     short, state = cell.bfloat16(), tmap(torch.Tensor.bfloat16, state)
+    calls.clear()
     found = list(leaves(short.unroll(xs.bfloat16(), state)))
+    assert len(calls) == 1
     with kernels.reference():
         plain = list(leaves(short.unroll(xs.bfloat16(), state)))
     for one, other, third in zip(found, exact, plain, strict=True):
@@ -202,6 +212,65 @@ def test_no_number_stays_no_number_and_stays_in_its_row() -> None:
         ys, _ = cell.unroll(xs, state)
     assert ys[2, 3:].isnan().all()
     assert not ys[[0, 1, 3]].isnan().any() and not ys[2, :3].isnan().any()
+
+
+@pytest.mark.parametrize("units", [3, 33, 4])
+@pytest.mark.parametrize("name", CELLS)
+def test_an_infinite_input_makes_no_more_of_it_than_in_float32(name: str, units: int) -> None:
+    cell, xs, state = drawn(name, 3, 6, 1, units)
+    xs[0, 1, 0], xs[1, 2, 0] = torch.inf, -torch.inf
+    exact, _ = cell.unroll(xs, state)
+    with in_bfloat16():
+        found, _ = cell.unroll(xs, state)
+    assert torch.equal(found.isnan(), exact.isnan())
+
+
+@pytest.mark.parametrize("name", CELLS | BEHIND)
+def test_derivatives_that_have_derivatives_are_those_of_float32_too(name: str) -> None:
+    cell, xs, state = drawn(name, 3, 5, 6, 20)
+    xs.requires_grad_()
+    with in_bfloat16():
+        loss = cell.unroll(xs, state)[0].square().sum()
+        (once,) = torch.autograd.grad(loss, xs, retain_graph=True)
+        (again,) = torch.autograd.grad(loss, xs, create_graph=True)
+        (twice,) = torch.autograd.grad(again.sum(), xs, retain_graph=True)
+        (batched,) = torch.autograd.grad(loss, xs, torch.ones(2), retain_graph=True, is_grads_batched=True)
+    near = 1e-5 if name in CELLS else 0.02  # what comes before the kernel is torch's, which rounds
+    for found in (again.detach(), *batched.detach()):
+        assert float((found - once).abs().max()) <= near * float(once.abs().max())
+    assert twice.isfinite().all()
+
+
+def test_a_packed_cell_keeps_its_products_when_it_is_copied_and_takes_short_inputs() -> None:
+    cell, xs, state = drawn("gru", 2, 1, 7, 33)
+    with torch.no_grad():
+        whole = Packed(cell)
+        with in_bfloat16():
+            half, of_whole = Packed(cell), copy.deepcopy(whole)
+        for one, other in ((half, copy.deepcopy(half)), (half, pickle.loads(pickle.dumps(half))), (whole, of_whole)):
+            assert torch.equal(one(xs[:, 0], state)[0], other(xs[:, 0], state)[0])
+        with in_bfloat16():
+            y, after = half(xs[:, 0].bfloat16(), state)
+            assert torch.equal(y, half(xs[:, 0].bfloat16().float(), state)[0])
+            assert after[0].dtype == torch.float32
+    with pytest.raises(recurra.UsageError, match="no native recurrence as it is set now"):
+        Packed(cell.bfloat16())
+
+
+@pytest.mark.parametrize("name", CELLS | BEHIND)
+def test_compiled_stepped_and_plain_cells_give_the_types_of_the_eager_ones(name: str) -> None:
+    cell, xs, state = drawn(name, 2, 3, 6, 20)
+
+    def types(result: Any) -> list[torch.dtype]:
+        return [part.dtype for part in leaves(result)]
+
+    with in_bfloat16():
+        wanted = types(cell.unroll(xs, state))
+        assert wanted == [torch.float32] * (1 + len(state))
+        with kernels.reference():
+            assert types(cell.unroll(xs, state)) == wanted
+        assert types(cell(xs[:, 0], state)) == wanted
+        assert types(torch.compile(cell.unroll, backend="eager")(xs, state)) == wanted
 
 
 def test_both_directions_take_products_of_bfloat16() -> None:

@@ -30,6 +30,7 @@ from recurra.cells import (
     Packed,
     PeepholeLSTM,
     Stacked,
+    Zoneout,
     with_packed_weights,
 )
 from recurra.kernels import native
@@ -279,42 +280,48 @@ def three_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("batch, layers, units", [(1, 2, 20), (7, 4, 33), (3, 5, 8)])
 @pytest.mark.parametrize("name", CELLS)
+@torch.no_grad()
 def test_layers_side_by_side_are_layers_one_after_the_other_to_the_bit(
-    name: str, batch: int, layers: int, units: int, ragged: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, batch: int, layers: int, units: int, ragged: bool, half: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(layers)
     cells = [CELLS[name](units if layer else 6, units) for layer in range(layers)]
     stack = Stacked([LockedDropout(cell, 0.5) for cell in cells]).eval().requires_grad_(False)
-    xs, state = torch.randn(batch, 50, 6), tmap(torch.randn_like, stack.initial_state(batch))
-    lengths = torch.arange(batch) * 9 % 51 if ragged else None
+    xs, state = torch.randn(batch, 70, 6), tmap(torch.randn_like, stack.initial_state(batch))
+    lengths = torch.arange(batch) * 9 % 71 if ragged else None
     calls, forward_stack = [], native.forward_stack
     monkeypatch.setattr(native, "forward_stack", lambda *given: calls.append(given) or forward_stack(*given))
-    found = list(leaves(stack.unroll(xs, state, lengths)))
-    assert len(calls) == 1
     after, expected = [], xs
-    for cell, before in zip(cells, state, strict=True):
-        expected, last = cell.unroll(expected, before, lengths)
-        after += [last]
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        found = list(leaves(stack.unroll(xs, state, lengths)))
+        assert len(calls) == 1
+        for cell, before in zip(cells, state, strict=True):
+            expected, last = cell.unroll(expected, before, lengths)
+            after += [last]
     assert all(map(torch.equal, found, leaves((expected, tuple(after)))))
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_layers_that_train_or_are_watched_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_train_or_differ_or_are_large_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "forward_stack", None)
-    stack, xs, seen = Stacked([GRU(4, 5), GRU(5, 5)]), torch.randn(2, 6, 4), []
+    stack, xs = Stacked([GRU(4, 5), GRU(5, 5)]), torch.randn(2, 60, 4)
     ys, _ = stack.unroll(xs, stack.initial_state(2))
     ys.sum().backward()
     assert all(part.grad is not None for part in stack.parameters())
-    stack.cells[0].register_forward_hook(lambda *given: seen.append(given))
-    with torch.no_grad(), kernels.reference():
-        expected, _ = stack.unroll(xs, stack.initial_state(2))
     with torch.no_grad():
-        torch.testing.assert_close(stack.unroll(xs, stack.initial_state(2))[0], expected)
-        mixed = Stacked([LSTM(4, 5), GRU(5, 5)])
-        assert mixed.unroll(xs, mixed.initial_state(2))[0].shape == (2, 6, 5)
+        for cells in (
+            [LSTM(4, 5), GRU(5, 5)],
+            [GRU(4, 5)],
+            [GRU(4, 128), GRU(128, 128)],
+            [Zoneout(GRU(4, 5), 0.1), GRU(5, 5)],
+        ):
+            other = Stacked(cells)
+            assert other.unroll(xs, other.initial_state(2))[0].shape[:2] == (2, 60)
+        stack.unroll(xs[:, :20], stack.initial_state(2))  # too short to be worth a thread
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -755,6 +755,10 @@ def test_a_convolved_cell_is_its_equations() -> None:
     )
     with pytest.raises(recurra.UsageError, match="a width of 0"):
         Convolved(GRU(4, 3), width=0)
+    with pytest.raises(recurra.UsageError, match="a convolution reads features"):
+        Convolved(CELLS["hmm"](5, 3))
+    with pytest.raises(recurra.UsageError, match="holds inputs of before, which zoneout must not mix"):
+        Zoneout(Convolved(GRU(4, 4)), 0.5)
 
 
 def test_a_block_is_its_equations() -> None:

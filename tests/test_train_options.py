@@ -42,7 +42,7 @@ def test_every_cell_trains_stacked_is_loaded_and_writes(cell: str, text: Path, t
 
 @pytest.mark.parametrize("cell", ["mingru", "lru", "lstm"])
 def test_layers_in_blocks_train_and_are_loaded(cell: str, text: Path, tmp_path: Path) -> None:
-    blocks = {"layers": 2, "block": True, "window": 4, "dropout": 0.1}
+    blocks = {"layers": 2, "block": True, "convolved": 4, "dropout": 0.1}
     trained(text, tmp_path / "run", cell=cell, model=blocks)
     task = recurra.load(tmp_path / "run")
     for kind in (Block, Convolved):
@@ -54,7 +54,7 @@ def test_blocks_stand_in_encoders_and_decoders_too(tmp_path: Path) -> None:
     series = tmp_path / "series.csv"
     series.write_text("y\n" + "\n".join(str(at % 7) for at in range(300)))
     for name, data in {"classify": "synthetic:parity:5", "seq2seq": "synthetic:dates", "forecast": series}.items():
-        settings = {**SMALL, "model": {"block": True, "window": 3}}
+        settings = {**SMALL, "model": {"block": True, "convolved": 3}}
         short = {"steps": 1, "cell": "gru", "hidden": 4, "threads": 1}
         task = recurra.train(name, data, out=tmp_path / name, settings=settings, **short)
         for kind in (Block, Convolved):
@@ -63,8 +63,19 @@ def test_blocks_stand_in_encoders_and_decoders_too(tmp_path: Path) -> None:
 
 
 def test_a_whole_model_does_not_stand_in_a_block(text: Path, tmp_path: Path) -> None:
-    with pytest.raises(recurra.UsageError, match=r"the cell hmm is a whole model.* without --layers and model.block"):
-        trained(text, tmp_path / "run", cell="hmm", model={"block": True})
+    for around in ({"block": True}, {"convolved": 4}):
+        with pytest.raises(
+            recurra.UsageError, match=r"the cell hmm is a whole model.* without --layers, model.block and"
+        ):
+            trained(text, tmp_path / "run", cell="hmm", model=around)
+
+
+def test_the_option_of_a_window_is_its_own(text: Path, tmp_path: Path) -> None:
+    settings = {"cell": {"name": "window", "window": 5}, "model": {"convolved": 3, "hidden": 8}}
+    recurra.train("language", text, out=tmp_path / "run", settings=settings, steps=1, threads=1)
+    kinds = {type(module).__name__: module for module in recurra.load(tmp_path / "run").model.modules()}
+    assert kinds["Window"].window == 5
+    assert kinds["Convolved"].width == 3
 
 
 @pytest.mark.parametrize("start", PRESETS)

@@ -81,7 +81,7 @@ class ModelConfig(Section):
         False,
         description="each cell between norms, with a way past it and a layer behind it: for mingru, minlstm, lru, qrnn",
     )
-    window: int = Field(
+    convolved: int = Field(
         1,
         ge=1,
         le=1024,

@@ -5,8 +5,8 @@ and `isinstance` come with it, and so do its checks and its messages. This is th
 what is not abstract, and the one where a tensor may be time first.
 
 The output of a layer is what its backward pass reads: unlike that of torch.nn's GRU and RNN it must not be changed in place
-before, and torch says so where it is. Within torch.autocast outputs and states are float32, where torch.nn gives bfloat16 for some
-of its layers and float32 for others.
+before, and torch says so where it is. Within torch.autocast outputs and states are of the type of the state that is given,
+float32 where none is; torch.nn gives bfloat16 for some of its layers and float32 for others.
 
 What works here and not in torch.nn 2.13 on a CPU: forward-mode derivatives of an LSTM in float32, gradients of each sample
 through `vmap` (there only for an LSTM without projections), `torch.export` with a dynamic length, and sequences of no steps.

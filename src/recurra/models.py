@@ -106,29 +106,29 @@ def stack(
     dropout: float,
     *,
     block: bool = False,
-    window: int = 1,
+    convolved: int = 1,
     **options: object,
 ) -> Cell:
     """`layers` cells of the same kind on top of each other, each as `one_layer` has it, with locked dropout on the outputs of
     each. One state-space model may stand here alone: its outputs are forecasts, of which nothing is dropped. Raises UsageError
     for other whole models."""
-    if cell_called(cell) is Kalman and layers == 1 and not block:
+    if cell_called(cell) is Kalman and layers == 1 and not block and convolved == 1:
         return Kalman(inputs, hidden, **options)
     kind = layer_called(cell)
     cells: list[Cell] = []
     for _ in range(layers):
-        cells.append(one_layer(kind, cells[-1].output_size if cells else inputs, hidden, options, block, window))
+        cells.append(one_layer(kind, cells[-1].output_size if cells else inputs, hidden, options, block, convolved))
     if dropout > 0:
         cells = [LockedDropout(one, dropout) for one in cells]
     return cells[0] if layers == 1 else Stacked(cells)
 
 
 def one_layer(
-    kind: type[Cell], inputs: int, hidden: int, options: dict[str, Any], block: bool = False, window: int = 1
+    kind: type[Cell], inputs: int, hidden: int, options: dict[str, Any], block: bool = False, convolved: int = 1
 ) -> Cell:
-    """A cell with these options, behind a convolution of `window` inputs if that is more than one, in a `Block` if asked for."""
+    """A cell with these options, behind a convolution of `convolved` inputs if that is more than one, in a `Block` if asked for."""
     cell = kind(hidden if block else inputs, hidden, **options)
-    cell = Convolved(cell, window) if window > 1 else cell
+    cell = Convolved(cell, convolved) if convolved > 1 else cell
     return Block(cell, inputs) if block else cell
 
 
@@ -137,8 +137,8 @@ def layer_called(name: str) -> type[Cell]:
     kind = cell_called(name)
     if issubclass(kind, Latent):
         raise UsageError(
-            f"the cell {name} is a whole model, of one layer: hmm is for the language task, kalman for forecast, without --layers "
-            "and model.block"
+            f"the cell {name} is a whole model, of one layer: hmm is for the language task, kalman for forecast, without --layers, "
+            "model.block and model.convolved"
         )
     return kind
 
@@ -155,14 +155,14 @@ def language_model(
     dropout: float = 0.0,
     recurrent_dropout: float = 0.0,
     block: bool = False,
-    window: int = 1,
+    convolved: int = 1,
     start: str = "torch",
     **options: object,
 ) -> SequenceModel | HMM:
     """Next-token scores. `embedding` None is one-hot; `tied` uses one matrix for embedding and readout (Press & Wolf 2017,
     arXiv:1608.05859), then the embedding has the size of the hidden state; `recurrent_dropout` is `weight_drop`'s; each layer
     is `one_layer`'s; `start` is a name in `init.PRESETS`. Of a hidden Markov model (`hmm`) `hidden` says all."""
-    if cell == "hmm" and layers == 1 and not block:
+    if cell == "hmm" and layers == 1 and not block and convolved == 1:
         return HMM(vocabulary, hidden, **options)
     _check_start(start)
     if tied and embedding is None:
@@ -171,7 +171,7 @@ def language_model(
     if embedding is not None:
         table = nn.Embedding(vocabulary, hidden if tied else embedding)
         nn.init.normal_(table.weight, std=0.1 if tied else 0.3)
-    core = stack(cell, table.embedding_dim, hidden, layers, dropout, block=block, window=window, **options)
+    core = stack(cell, table.embedding_dim, hidden, layers, dropout, block=block, convolved=convolved, **options)
     PRESETS[start](core)
     if recurrent_dropout > 0:
         weight_drop(core, recurrent_dropout)
@@ -254,7 +254,7 @@ def encoder_layers(
     bidirectional: bool,
     start: str = "torch",
     block: bool = False,
-    window: int = 1,
+    convolved: int = 1,
     **options: object,
 ) -> list[Layer]:
     """Recurrent layers of the same kind, in one direction or in both, each cell as `one_layer` has it."""
@@ -263,7 +263,7 @@ def encoder_layers(
     made: list[Layer] = []
     for _ in range(layers):
         size = made[-1].output_size if made else inputs
-        cells = [one_layer(kind, size, hidden, options, block, window) for _ in range(1 + bidirectional)]
+        cells = [one_layer(kind, size, hidden, options, block, convolved) for _ in range(1 + bidirectional)]
         for one in cells:
             PRESETS[start](one)
         made.append(Bidirectional(*cells) if bidirectional else Recurrent(cells[0]))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from recurra import kernels
 from recurra.cells import Cell
-from recurra.cells.base import check_call, is_hooked
+from recurra.cells.base import check_call
 from recurra.errors import UsageError
 from recurra.state import flipped, within
 
@@ -108,7 +108,7 @@ class Bidirectional(Layer):
         state, zeros at the start: what a row said last is that field at its end."""
         cells = (self.forwards.cell, self.backwards.cell)
         one, other = (cell.recurrence() for cell in cells)
-        if one is None or other is None or one[0] != other[0] or any(map(is_hooked, (self.forwards, self.backwards))):
+        if one is None or other is None or one[0] != other[0] or any(map(_is_hooked, (self.forwards, self.backwards))):
             return None
         states = [cell.initial_state(xs.shape[0]) for cell in cells]
         for cell, state in zip(cells, states, strict=True):
@@ -142,6 +142,13 @@ class Deep(Layer):
 
     def _each(self) -> Iterator[Layer]:
         return (cast(Layer, layer) for layer in self.layers)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether somebody wants to see what goes through the module itself."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def at_the_end(ys: Tensor, lengths: Tensor | None) -> Tensor:

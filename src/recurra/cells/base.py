@@ -57,7 +57,7 @@ class Cell(nn.Module, ABC):
         """One step from an input `[batch, features]`. Raises UsageError for sizes that do not fit."""
         check_step(self, x, state)
         us = self.project(x[:, None])
-        return self.step(tmap(lambda u: u[:, 0], us), state)
+        return self._typed(*self.step(tmap(lambda u: u[:, 0], us), state), state)
 
     def unroll(self, xs: Tensor, state: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """Many steps: outputs `[batch, time, output_size]`, zero past a row's length, and each row's own last state.
@@ -67,7 +67,14 @@ class Cell(nn.Module, ABC):
         """
         check_call(self, xs, state, lengths)
         with parametrize.cached():  # a weight that is drawn anew (weight drop) is drawn once a call
-            return self.scan(xs, state, lengths)
+            return self._typed(*self.scan(xs, state, lengths), state)
+
+    def _typed(self, ys: Tensor, after: State, state: State) -> tuple[Tensor, State]:
+        """Outputs and a state in the types of the state before: autocast gives what comes of a product a type of its own."""
+        if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
+            return ys, after
+        like = next((leaf.dtype for leaf in leaves(state) if leaf.is_floating_point()), ys.dtype)
+        return ys.to(like), tmap(lambda new, old: new.to(old.dtype), after, state)
 
     def scan(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """How `unroll` runs through time: by the kernel that the cell names, or else by `loop`. It does not look past a row's
@@ -104,7 +111,7 @@ class Cell(nn.Module, ABC):
         # Taken apart at once: the gradient of each u[:, t] would be as large as the whole, and their sum quadratic in time.
         slices = zip(*(u.unbind(1) for u in leaves(us)), strict=True)
         for t, u in enumerate(slices):
-            y, after = self.step(refill(us, u), state)
+            y, after = self._typed(*self.step(refill(us, u), state), state)
             state = after if lengths is None else choose(lengths > t, after, state)
             ys.append(y)
         return (masked(torch.stack(ys, dim=1), lengths), state) if ys else (self._nothing(xs, state), state)
@@ -118,7 +125,7 @@ class Cell(nn.Module, ABC):
 
         def one(carry: tuple[Tensor, ...], at: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
             before = refill(state, carry)
-            y, after = self.step(refill(us, at[1:]), before)
+            y, after = self._typed(*self.step(refill(us, at[1:]), before), before)
             after = after if lengths is None else choose(lengths > at[0], after, before)
             return tuple(
                 leaf.clone() for leaf in leaves(after)
@@ -146,13 +153,6 @@ def add_weights(cell: Cell, units: int, inputs: int, recurrent: int, *biases: st
 def with_one_bias(cell: Cell) -> tuple[Tensor, ...]:
     """The weights of a cell as kernels want them, zeros for the second bias that it does not have."""
     return cell.weight_ih, cell.weight_hh, cell.bias_ih, torch.zeros_like(cell.bias_ih)
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody wants to see what goes through the module itself."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 def check_call(cell: Cell, xs: Tensor, state: State, lengths: Tensor | None) -> None:

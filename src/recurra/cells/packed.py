@@ -19,22 +19,25 @@ class Packed(Wrapper):
     """A cell with a native recurrence that steps natively too, with its weights as they are now: later changes do not reach
     its step.
 
-    State and numbers are those of the cell. Where a gradient is asked for, the cell itself steps.
+    State and numbers are those of the cell. Where a gradient is asked for, the cell itself steps. Products are of bfloat16 in one
+    that is built within torch.autocast, as those of its sequences there.
     """
 
     def __init__(self, cell: Cell) -> None:
         super().__init__(cell)  # its parameters are those that were packed; sequences run through it
         known = cell.recurrence()
-        if known is None:
+        if known is None or not native.packs(*known):
             raise UsageError(f"{type(cell).__name__} has no native recurrence as it is set now; it steps in torch")
-        self._step = native.pack(*known)
+        self._half = native.halves()
+        self._step = native.pack(*known, self._half)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "_step"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._step = native.pack(*self.cell.recurrence())  # type: ignore[misc]
+        name, weights = self.cell.recurrence()  # type: ignore[misc]
+        self._step = native.pack(name, weights, self._half)
 
     def project(self, xs: Tensor) -> Tensor:
         return xs  # the native step multiplies by both weights
@@ -49,7 +52,10 @@ class Packed(Wrapper):
         return self._otherwise(u, state) if done is None else done
 
     def _otherwise(self, u: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """A step from what the native one does not take as it is: it may lie otherwise in memory, or not fit at all."""
+        """A step from what the native one does not take as it is: it may lie otherwise in memory, be of a shorter type within
+        autocast, or not fit at all."""
+        if torch.is_autocast_enabled("cpu") and u.dtype in kernels.SHORT:
+            u = u.float()
         if u.dtype is not torch.float32 or not u.is_cpu:
             return self.cell(u, state)
         check_step(self, u, state)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recurra import kernels
-from recurra.cells.base import Cell, is_hooked
+from recurra.cells.base import Cell
 from recurra.cells.window import latest
 from recurra.errors import UsageError
 from recurra.init import uniform_
@@ -65,11 +65,12 @@ class Stacked(Cell):
         return xs, tuple(after)
 
     def _side_by_side(self, xs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State] | None:
-        """All layers in one call of the kernel, where they have the same one and nobody wants gradients."""
-        bare = [_undropped(cell) for cell in self.layers()]
-        known = [cell.recurrence() for cell in bare]
+        """All layers in one call of the kernel, where they have the same one, and without gradients."""
+        if torch.is_grad_enabled() or len(self.cells) < 2:
+            return None
+        known = [_undropped(cell).recurrence() for cell in self.layers()]
         names = {one[0] for one in known if one is not None}
-        if len(known) < 2 or None in known or len(names) != 1 or any(map(is_hooked, (*bare, *self.layers()))):
+        if None in known or len(names) != 1:
             return None
         done = kernels.run_stack(names.pop(), xs, lengths, state, [one[1] for one in known if one is not None])
         return None if done is None else (done[0], tuple(map(refill, state, done[1])))
@@ -230,6 +231,8 @@ class Convolved(Wrapper):
 
     def __init__(self, cell: Cell, width: int = 4) -> None:
         super().__init__(cell)
+        if cell.tokens:
+            raise UsageError(f"a convolution reads features, and {type(cell).__name__} wants token ids")
         if width < 1:
             raise UsageError(
                 f"a convolution was given a width of {width} inputs, wanted 1 or more: the present one is among them"
@@ -306,6 +309,11 @@ class Zoneout(Wrapper):
             raise UsageError(
                 f"the output of {type(cell).__name__} is not the first field of its state, so zoneout would not reach it; "
                 "wrap the cell inside, as in Projected(Zoneout(cell, share), size)"
+            )
+        if any(name.split(".")[-1] == "inputs" for name in named(after)):
+            raise UsageError(
+                f"the state of {type(cell).__name__} holds inputs of before, which zoneout must not mix; "
+                "wrap the cell inside, as in Convolved(Zoneout(cell, share))"
             )
 
     def project(self, xs: Tensor) -> State:

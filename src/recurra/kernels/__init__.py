@@ -14,8 +14,8 @@
 A cell asks `run` and gets None where no kernel takes the call; then it runs its plain loop, which is the definition.
 
 Bfloat16: within `torch.autocast("cpu", torch.bfloat16)` and without gradients, what is multiplied is bfloat16, and sums, gates and
-states are float32; on a processor without instructions for it, and where gradients are wanted, all is float32. A cell whose weights
-are bfloat16 or float16 is computed in the same way, and gives back its own type.
+states are float32; on a processor without instructions for it, and where gradients are wanted, all is float32. Sequences through
+a cell whose weights are bfloat16 or float16 are computed in the same way, and come back in its own type.
 
 Under torch.compile the native kernels are operators of the graph. Under torch.export a cell writes its loop, so that the
 program runs wherever torch does; within `exported_natively()` it writes the operator, which is faster and needs recurra.
@@ -172,11 +172,12 @@ def run_stack(
     other, or are as quick that way."""
     if not wanted() or 0 in xs.shape[:2] or name not in native.KINDS or torch.compiler.is_compiling() or _is_mapped():
         return None
-    if torch.get_num_threads() == 1 or xs.shape[0] > native.STACKED_ROWS:
+    rows, steps = xs.shape[:2]
+    if torch.get_num_threads() == 1 or rows > native.STACKED_ROWS or rows * steps < native.STACKED_STEPS:
         return None
     for state, own in zip(states, weights, strict=True):
         if (
-            own[1].shape[1] > native.STACKED_UNITS
+            native.threads_for(rows, own[1].shape[1]) > 1  # one layer on all threads is as quick
             or native.wants_gradients(xs, state, own)
             or _is_transformed(xs, *state, *own)
             or not native.takes(xs, state, own)
@@ -198,12 +199,11 @@ def follow(
     where the plain loop has to do it."""
     if not wanted() or _is_transformed(xs, *state, *params) or _is_traced_in_short(xs, *state):
         return None
-    start, own = _floats(state), _floats(params)
-    if not following.suits(name, _floats((xs,))[0], start, own):
+    if not following.suits(name, xs, state, params, (torch.float32, *SHORT)):
         return None
     if torch.compiler.is_exporting() and not _natively.holds():
         return None
-    us = _floats(leaves(project(masked(xs, lengths))))
+    us, start, own = _floats(leaves(project(masked(xs, lengths)))), _floats(state), _floats(params)
     if torch.compiler.is_compiling() or _is_mapped() or not native.has_memory(us[0], (*us, *start), own):
         done = ops.follow(name, us, lengths, start, own)
     else:

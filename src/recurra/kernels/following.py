@@ -21,10 +21,10 @@ FOLLOWERS: dict[str, int] = {} if _native is None else {name: place for place, n
 SAYS: dict[str, int] = {name: _native.says(place) for name, place in FOLLOWERS.items()}  # blocks of an output
 
 
-def suits(name: str, xs: Tensor, state: Parts, params: Parts) -> bool:
-    """Whether these are sizes and tensors for the kernel `name`; there is something to compute."""
+def suits(name: str, xs: Tensor, state: Parts, params: Parts, types: tuple[torch.dtype, ...]) -> bool:
+    """Whether these are sizes and tensors of such types for the kernel `name`; there is something to compute."""
     some = 0 not in xs.shape[:2] and 0 not in state[0].shape and 0 not in state[-1].shape
-    return name in FOLLOWERS and some and native.suits(xs, state, params)
+    return name in FOLLOWERS and some and native.suits(xs, state, params, types)
 
 
 def run(name: str, us: Parts, lengths: Tensor | None, state: Parts, params: Parts) -> Result:
@@ -70,7 +70,7 @@ def gradients(ctx: Any, grads: tuple[Tensor | None, ...], back: Any) -> list[Ten
     lengths, ys, saved, *given = ctx.saved_tensors
     batched = any(torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads if grad is not None)
     if torch.is_grad_enabled() or batched:
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
             # It begins at views of what was given: a path from one of them to another is the outer graph's to count.
             given = [part.view_as(part) if part.requires_grad else part for part in given]
             us, state, params = split(given, ctx.blocks, ctx.fields)

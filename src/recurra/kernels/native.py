@@ -36,7 +36,8 @@ WEIGHTS = {name: 4 + _native.params(kind) for name, kind in KINDS.items()}  # ho
 FUSED = {"elman-tanh": fused.elman_tanh, "elman-relu": fused.elman_relu, "lstm": fused.lstm, "gru": fused.gru}
 PLAIN = (Tensor, torch.nn.Parameter)
 MANY_UNITS = 256  # of one step: from here on reading the weights takes longer than waking the threads
-STACKED_ROWS, STACKED_UNITS = 7, 256  # up to which layers run side by side: one layer on all threads is no quicker
+STACKED_ROWS = 0 if _native is None else _native.stacked_rows()  # of a stack whose layers run side by side, at most
+STACKED_STEPS = 64  # rows times steps: from here on a layer is worth a thread of its own
 MANY_STATES = 16384  # of a sweep: from here on it takes longer than waking the threads
 LARGEST = 2**40  # elements of any one array: far above any memory, and far below an overflow of its address
 
@@ -69,12 +70,12 @@ def takes(xs: Tensor, state: State, weights: Weights) -> bool:
     return True
 
 
-def suits(xs: Tensor, state: State, weights: Weights) -> bool:
-    """Whether these are tensors for the native kernels, of whatever size."""
+def suits(xs: Tensor, state: State, weights: Weights, types: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
+    """Whether these are tensors for the native kernels, of such types and whatever size."""
     if _native is None:
         return False
     for part in (xs, *state, *weights):
-        if part.dtype is not torch.float32 or not part.is_cpu:
+        if part.dtype not in types or not part.is_cpu:
             return False
     return True
 
@@ -161,7 +162,7 @@ def gradients(
     ]
     batched = any(torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads if grad is not None)
     if torch.is_grad_enabled() or batched:  # many gradients at once have no memory of their own either
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
             found = [_again(ctx.name, xs, lengths, way) for way in ways]
     else:
         found = back(ctx.name, xs, lengths, tuple(ways), wants_dx)
@@ -240,12 +241,12 @@ def packs(name: str, weights: Sequence[Tensor]) -> bool:
     return _native is not None and name in KINDS and all(one.dtype == torch.float32 and one.is_cpu for one in weights)
 
 
-def pack(name: str, weights: Sequence[Tensor]) -> Step:
+def pack(name: str, weights: Sequence[Tensor], half: bool) -> Step:
     """One step of the recurrence `name`, with the weights that the kernel wants as they are now: from x `[batch, inputs]`
-    and a state the output and the next state, or None where they are not ordinary tensors that lie in order and fit. Its products
-    are of bfloat16 if the weights are packed within `torch.autocast`."""
+    and a state the output and the next state, or None where they are not ordinary tensors that lie in order and fit. With `half`
+    its products are of bfloat16 where they may be."""
     threads = torch.get_num_threads() if weights[1].shape[1] >= MANY_UNITS else 1
-    return _native.pack(KINDS[name], tuple(weight.detach().contiguous() for weight in weights), threads, halves()).step
+    return _native.pack(KINDS[name], tuple(weight.detach().contiguous() for weight in weights), threads, half).step
 
 
 def sweep(weights: Tensor, order: Tensor, states: Tensor, fields: Tensor, tiny: float) -> int:

@@ -292,7 +292,7 @@ class OnExamples(Task):
             bool(self.options.bidirectional),
             model.init,
             model.block,
-            model.window,
+            model.convolved,
             **configuration.options(cell_called(config.cell.name), config.cell.model_extra or {}, "cell"),
         )
         for layer in layers if float(model.recurrent_dropout) else ():

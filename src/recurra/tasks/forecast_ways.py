@@ -182,7 +182,14 @@ class Way(ABC):
             raise UsageError(f"there is no start called {model.init!r}; they are {', '.join(PRESETS)}")
         given = configuration.options(kind, config.cell.model_extra or {}, "cell")
         core = stack(
-            name, inputs, int(model.hidden), model.layers, dropout, block=model.block, window=model.window, **given
+            name,
+            inputs,
+            int(model.hidden),
+            model.layers,
+            dropout,
+            block=model.block,
+            convolved=model.convolved,
+            **given,
         )
         PRESETS[model.init](core)
         if float(model.recurrent_dropout) > 0:

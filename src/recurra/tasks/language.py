@@ -166,7 +166,7 @@ class Language(Task):
             dropout=float(model.dropout),
             recurrent_dropout=float(model.recurrent_dropout),
             block=model.block,
-            window=model.window,
+            convolved=model.convolved,
             start=model.init,
             **configuration.options(cell_called(cell.name), given, "cell"),
         )

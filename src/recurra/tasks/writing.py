@@ -285,7 +285,7 @@ class Writes(OnExamples):
         size = kind(1, hidden, **given).output_size
         fed = (table.embedding_dim if tied else size) * self.feeds
         cells: list[Cell] = [
-            one_layer(kind, size if layer else table.embedding_dim + fed, hidden, given, model.block, model.window)
+            one_layer(kind, size if layer else table.embedding_dim + fed, hidden, given, model.block, model.convolved)
             for layer in range(model.layers)
         ]
         for cell in cells:
