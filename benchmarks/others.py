@@ -232,6 +232,9 @@ def _jitted(run: Callable[..., Any], mode: str, weights: Any, given: Any) -> Wor
 def build(peer: str, name: str, mode: str) -> Work:
     if peer == "jax":
         return (jax_layer if name in MATRIX else jax_scan)(name, mode)
+    from recurra.fit import keep_freed_memory
+
+    keep_freed_memory()  # as `recurra train` has it, for torch's own operations too; JAX has a pool of its own
     return (layer if name in MATRIX else scan)(name, mode, peer == "recurra")
 
 
