@@ -128,8 +128,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=("halves", "streams", "stacks"))
     options = parser.parse_args()
-    halved = "with" if native._native.multiplies_halves() else "without"
-    setting = f"{torch.get_num_threads()} threads, {native.described()} {halved} products of bfloat16, torch {torch.__version__}"
+    halved = f"with{'out' * (not native._native.multiplies_halves())} products of bfloat16"
+    tiled = " in tiles" if native._native.multiplies_tiles() else ""
+    setting = f"{torch.get_num_threads()} threads, {native.described()} {halved}{tiled}, torch {torch.__version__}"
     print("# Inference in bfloat16, and in stacks\n\n    python benchmarks/inference.py\n")
     print(f"{setting}; {STEPS} steps, as many inputs as units.\n")
     with torch.no_grad():

@@ -7,9 +7,10 @@ taking turns, float32 on one thread.
 A peer runs `--calls` calls in its turn, and counts the quickest; what is reported is the median over the rounds, and the ratio of
 each peer the median of its ratios within a round. Training is outputs and the gradients of weights and inputs.
 
-The matrix cells have 100 steps of 32 rows and 128 inputs and units. Scans have 1000 steps of 8 rows and 256 units, and only what
-recurs is timed, from what was projected: the product before it is the same for all. JAX has `lax.associative_scan` there, torch
-its own operations as recurra uses them without the kernels.
+The matrix cells have 100 steps of 32 rows and 128 inputs and units; for them the last column has one large product of torch's with
+as many multiplications as all products of the cell, the time below which none of the peers gets. Scans have 1000 steps of 8 rows
+and 256 units, and only what recurs is timed, from what was projected: the product before it is the same for all. JAX has
+`lax.associative_scan` there, torch its own operations as recurra uses them without the kernels.
 """
 
 import argparse
@@ -29,6 +30,7 @@ MATRIX = ("lstm-peephole", "lstm-coupled", "lstm-projected", "lstm-normed", "gru
 SCANS = ("linear", "mingru", "minlstm", "qrnn", "sru", "lru", "indrnn")
 BATCH, STEPS, UNITS = 32, 100, 128
 ROWS, LONG, WIDE = 8, 1000, 256
+LARGE = 512  # the sides of the product that the cells are held against
 
 
 def draw(*shape: int, scale: float = 1.0) -> Any:
@@ -118,6 +120,23 @@ def _switched(work: Work, mode: str, natively: bool, kernels: Any) -> Work:
     return run
 
 
+def sizes(name: str) -> tuple[int, int]:
+    """Of a matrix cell the blocks of its sums, and its outputs."""
+    blocks = {"gru-before": 3, "gru-normed": 3, "mgu": 2, "leaky": 1, "lstm-coupled": 3}.get(name, 4)
+    return blocks, UNITS // 2 if name == "lstm-projected" else UNITS
+
+
+def product(name: str, mode: str) -> Work:
+    """One product with as many multiplications as the cell has: in training three times those of inference."""
+    import torch
+
+    blocks, out = sizes(name)
+    once = blocks * UNITS * (UNITS + out) + (UNITS * out if name == "lstm-projected" else 0)
+    rows = BATCH * STEPS * once * (3 if mode == "train" else 1) // LARGE**2
+    a, b, into = torch.randn(rows, LARGE), torch.randn(LARGE, LARGE), torch.empty(rows, LARGE)
+    return lambda: torch.mm(a, b, out=into)
+
+
 # --- JAX ---
 
 
@@ -127,8 +146,7 @@ def jax_layer(name: str, mode: str) -> Work:
     import jax.numpy as jnp
 
     h, bound = UNITS, UNITS**-0.5
-    blocks = {"gru-before": 3, "gru-normed": 3, "mgu": 2, "leaky": 1, "lstm-coupled": 3}.get(name, 4)
-    out = h // 2 if name == "lstm-projected" else h
+    blocks, out = sizes(name)
     weights = {"x": draw(h, blocks * h, scale=bound), "b": draw(blocks * h, scale=bound), "h": draw(out, blocks * h, scale=bound),
                "own": draw(3, h), "out": draw(h, out, scale=bound), "gx": draw(blocks * h), "gh": draw(blocks * h)}  # fmt: skip
     sigmoid, tanh = jax.nn.sigmoid, jnp.tanh
@@ -232,6 +250,8 @@ def _jitted(run: Callable[..., Any], mode: str, weights: Any, given: Any) -> Wor
 def build(peer: str, name: str, mode: str) -> Work:
     if peer == "jax":
         return (jax_layer if name in MATRIX else jax_scan)(name, mode)
+    if peer == "product":
+        return product(name, mode)
     from recurra.fit import keep_freed_memory
 
     keep_freed_memory()  # as `recurra train` has it, for torch's own operations too; JAX has a pool of its own
@@ -252,7 +272,7 @@ def serve(peer: str, name: str, mode: str, calls: int) -> None:
 
 
 def compared(name: str, mode: str, rounds: int, calls: int) -> dict[str, list[float]]:
-    peers = ("recurra", "jax", "torch")
+    peers = ("recurra", "jax", "torch", *(["product"] if name in MATRIX else []))
     env = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "NPROC": "1"}
     run = [sys.executable, __file__, "work", name, mode, str(calls)]
     core = [] if not hasattr(os, "sched_getaffinity") else ["taskset", "-c", str(max(os.sched_getaffinity(0)))]
@@ -284,7 +304,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=4)
     options = parser.parse_args()
-    print("| cell | mode | recurra | jax | ratio | torch | ratio |\n" + "| --- " * 7 + "|")
+    print("| cell | mode | recurra | jax | ratio | torch | ratio | products alone |\n" + "| --- " * 8 + "|")
     for name in options.only:
         for mode in options.modes:
             times = compared(name, mode, options.rounds, options.calls)
@@ -292,6 +312,7 @@ def main() -> None:
             for peer in ("jax", "torch"):
                 ratio = median(b / a for a, b in zip(times["recurra"], times[peer], strict=True))
                 row += [f"{median(times[peer]) * 1e3:.2f} ms", f"**{ratio:.2f}**"]
+            row.append(f"{median(times['product']) * 1e3:.2f} ms" if "product" in times else "")
             print(f"| {' | '.join(row)} |", flush=True)
 
 

@@ -370,6 +370,7 @@ NB_MODULE(_native, m) {
   m.def("says", [](int kind) { return of(chosen().followers(), kind).says; });
   m.def("stacked_rows", [] { return MOST_STACKED_ROWS; });
   m.def("multiplies_halves", [] { return chosen().halves().size > 0; });
+  m.def("multiplies_tiles", [] { return chosen().halves().size > 0 && has_tiles(); });
   m.def("instruction_set", [] { return std::string(chosen().name); });
   m.def("saved_floats", [](int kind, int64_t units) {
     const Kernel& kernel = ::kernel(kind);

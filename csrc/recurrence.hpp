@@ -18,6 +18,7 @@
 
 #include "cells.hpp"
 #include "run.hpp"
+#include "tiles.hpp"
 
 namespace RECURRA_ISA {
 
@@ -352,6 +353,8 @@ struct Recurrence {
   static constexpr int N = Panel;
   static constexpr bool narrowed = Numbers::in_a_word > 1;  // what is multiplied is not the floats that come in and go out
 
+  static constexpr float NOTHING[Z * W] = {};
+
   // The block that stands on the side of the state for gate g.
   static constexpr int state_side(int g) { return Cell::apart && g == G - 1 ? G : g; }
 
@@ -359,10 +362,14 @@ struct Recurrence {
   const Rows rows;
   const long B, T, I, H, panels, padded;  // `padded` units
   const int threads;
+  const bool tiled;      // whether products are of tiles
+  const long tile_rows;  // of each in a step, or 0
 
   explicit Recurrence(const Problem& problem)
       : p(problem), rows(problem), B(p.batch), T(p.steps), I(p.inputs), H(p.units), panels(ceil_div(H, U)),
-        padded(panels * U), threads(std::max(1, p.threads)) {}
+        padded(panels * U), threads(std::max(1, p.threads)), tiled(by_tiles()), tile_rows(tiled ? std::min(Tiles::ROWS, B) : 0) {}
+
+  static bool by_tiles() { return narrowed && Tiles::here(); }
 
   // Rows of a group where groups of `rows` are wished for: with weights that are too large for one core, or with few rows,
   // all of them.
@@ -378,14 +385,20 @@ struct Recurrence {
 
   // --- packing ---
 
+  // Words of a panel for K numbers: of tiles whole ones, the last filled with zeros.
+  static long panel_words(long K) { return by_tiles() ? row_words(K) : words_of<Numbers>(K); }
+
   // [panel][word][gate][unit] from [gate * units, K], in squares of W by W.
   void pack(const float* weight, long K, float* packed, Share share) const {
-    const long words = words_of<Numbers>(K);
-    for (long panel = share.begin; panel < share.end; panel++)
+    const long words = panel_words(K);
+    for (long panel = share.begin; panel < share.end; panel++) {
+      float* const to = packed + panel * words * Z * W;
       for (int z = 0; z < Z; z++) {
         const long unit = panel * U + z % V * W, count = std::max(0L, std::min<long>(W, H - unit));
-        pack_vector<Numbers>(weight + (z / V * H + unit) * K, count, K, packed + panel * words * Z * W + z * W, Z * W);
+        pack_vector<Numbers>(weight + (z / V * H + unit) * K, count, K, to + z * W, Z * W);
       }
+      std::fill(to + words_of<Numbers>(K) * Z * W, to + words * Z * W, 0.0f);
+    }
   }
 
   void pack_bias(const float* from, float* packed) const {
@@ -415,6 +428,7 @@ struct Recurrence {
       std::vector<const float*> x;
       std::vector<long> start;
       std::vector<Buffer> inputs;  // of a chunk as words, where they are not floats
+      Buffer products;             // of a step with a panel, where they are of tiles
     };
     const long rows;  // of a group
     const long steps;  // of a chunk
@@ -425,15 +439,20 @@ struct Recurrence {
     std::vector<Local> local;
     Forward(const Recurrence& q)
         : rows(q.rows_of_group(std::min(GROUP_ROWS, ceil_div(q.B, q.threads)))), steps(std::max(1L, (q.p.done ? STACK_ROWS : CHUNK_ROWS) / rows)),
-          w(q.panels * words_of<Numbers>(q.I) * Z * W), r(q.panels * words_of<Numbers>(q.H) * Z * W), bias(q.panels * Z * W),
+          w(q.panels * q.panel_words(q.I) * Z * W), r(q.panels * q.panel_words(q.H) * Z * W), bias(q.panels * Z * W),
           state_bias(q.panels * Z * W), c(q.B * q.padded), barrier(q.threads), crews(q.threads, ceil_div(q.B, rows)) {
       const long width = ceil_div(q.panels, crews.smallest()) * Z * W;
+      const long chunk = steps * rows + (q.tiled ? Tiles::ROWS : 0), over = q.tile_rows;  // with what the last tile reads and writes beyond
       for (int thread = 0; thread < q.threads; thread++) {
-        local.push_back({Buffer(steps * rows * width), {}, std::vector<long>(steps + 1), {}});
+        local.push_back({Buffer(chunk * width), {}, std::vector<long>(steps + 1), {}, Buffer(q.tiled * (rows + over) * Z * W)});
         local.back().x.reserve(steps * rows);
-        if (narrowed) local.back().inputs.emplace_back(steps * rows * row_words(q.I));
+        if (narrowed) local.back().inputs.emplace_back(chunk * row_words(q.I));
       }
-      for (int parity = 0; narrowed && parity < 2; parity++) h.emplace_back(q.B * row_words(q.padded));
+      for (int parity = 0; narrowed && parity < 2; parity++) {
+        const long words = (q.B + over * crews.groups) * row_words(q.padded);
+        h.emplace_back(words);
+        if (q.tiled) h.back().zero(words);
+      }
     }
   };
 
@@ -481,13 +500,16 @@ struct Recurrence {
           x[n] = words;
         }
       project(f, x, mine, local.sums.at(), width);
+      const Tiles tiles(tile_rows);
       for (long s = s0; s < s1; s++) {
         const bool back = s & 1;  // walking the panels to and fro keeps the last of them in cache
+        const long count = group.count(rows.running[s]);
         for (long n = mine.begin; n < mine.end; n++) {
           long panel = back ? mine.end - 1 - (n - mine.begin) : n;
           const float* of_panel = local.sums.at(local.start[s - s0] * width + (panel - mine.begin) * Z * W);
-          in_tiles<ROWS<Z>>(group.count(rows.running[s]), [&](long at, auto R) {
-            step<R>(f, s, group.place(at), group.stride, panel, of_panel + at * width, width);
+          if (tiled) recur_by_tiles(f, s, group, count, panel, local.products.at());
+          in_tiles<ROWS<Z>>(count, [&](long at, auto R) {
+            step<R>(f, s, group.place(at), group.stride, panel, of_panel + at * width, width, local.products.at(at * Z * W));
           });
         }
         crew.wait();
@@ -502,18 +524,34 @@ struct Recurrence {
   }
 
   void project(Forward& f, const std::vector<const float*>& x, Share mine, float* sums, long width) const {
-    const long words = words_of<Numbers>(I);
-    for (long panel = mine.begin; panel < mine.end; panel++)
-      project_panel<Z, Numbers>(x, f.w.at(panel * words * Z * W), f.bias.at(panel * Z * W), words,
-                                sums + (panel - mine.begin) * Z * W, width);
+    const long words = panel_words(I);
+    const Tiles tiles(tiled ? Tiles::ROWS : 0);
+    for (long panel = mine.begin; panel < mine.end; panel++) {
+      const float *w = f.w.at(panel * words * Z * W), *bias = f.bias.at(panel * Z * W);
+      float* to = sums + (panel - mine.begin) * Z * W;
+      if (!tiled) {
+        project_panel<Z, Numbers>(x, w, bias, words, to, width);
+        continue;
+      }
+      for (long at = 0; at < static_cast<long>(x.size()); at += Tiles::ROWS)
+        Tiles::product<Z>(x[at], row_words(I), w, words, bias, 0, to + at * width, width);
+    }
   }
 
-  // The new state of the units of a panel in R rows: in(m, z) is the sum of the input, h[m] the state before, words[m] the same
-  // as the product wants it, and c(m, unit, left) its second field, own(k, unit, left) what belongs to the units; what comes out
-  // goes to give(m, v, unit, left, state, kept), `left` the units there are from `unit` on.
-  template <int R, class In, class C, class Own, class Give>
-  static RECURRA_INLINE void tile(Int<R>, bool alone, long panel, long H, const float* r, const float* bias,
-                                  const float* const* h, const float* const* words, In&& in, C&& c, Own&& own, Give&& give) {
+  // The products of the rows of a group with a panel of the recurrent weights, in their order.
+  void recur_by_tiles(Forward& f, long s, Group group, long count, long panel, float* products) const {
+    const long words = panel_words(H), row = row_words(padded);
+    for (long at = 0; at < count; at += tile_rows)
+      Tiles::product<Z>(f.h[s & 1].at(group.place(at) * row), group.stride * row, f.r.at(panel * words * Z * W), words, NOTHING, 0,
+                        products + at * Z * W, Z * W);
+  }
+
+  // The new state of the units of a panel in R rows: in(m, z) is the sum of the input, add(sum) adds the product of the state before,
+  // which is h[m], and c(m, unit, left) its second field, own(k, unit, left) what belongs to the units; what comes out goes to
+  // give(m, v, unit, left, state, kept), `left` the units there are from `unit` on.
+  template <int R, class In, class Add, class C, class Own, class Give>
+  static RECURRA_INLINE void tile(Int<R>, long panel, long H, const float* bias, const float* const* h, In&& in, Add&& add, C&& c, Own&& own,
+                                  Give&& give) {
     vf sum[R][Z];
     for (int m = 0; m < R; m++)
       for (int v = 0; v < V; v++) {
@@ -522,7 +560,7 @@ struct Recurrence {
         Cell::start(from, x, b);
         for (int g = 0; g < G; g++) sum[m][g * V + v] = from[g];
       }
-    multiply<Numbers>(alone, sum, words, r, words_of<Numbers>(H));
+    add(sum);
     for (int m = 0; m < R; m++)
       for (int v = 0; v < V; v++) {
         const long unit = panel * U + v * W, left = H - unit;
@@ -537,15 +575,26 @@ struct Recurrence {
   }
 
   template <int R>
-  RECURRA_INLINE void step(Forward& f, long s, long place, long stride, long panel, const float* sums, long width) const {
+  static RECURRA_INLINE void add_products(vf (&sum)[R][Z], const float* products) {
+    for (int m = 0; m < R; m++)
+      for (int z = 0; z < Z; z++) sum[m][z] += load(products + (m * Z + z) * W);
+  }
+
+  // `products`, of tiles: of these rows with this panel.
+  template <int R>
+  RECURRA_INLINE void step(Forward& f, long s, long place, long stride, long panel, const float* sums, long width, const float* products) const {
     const float *h[R], *words[R];
     for (int m = 0; m < R; m++) {
       h[m] = words[m] = h_before(place + m * stride, s);
       if constexpr (narrowed) words[m] = f.h[s & 1].at((place + m * stride) * row_words(padded));
     }
     tile(
-        Int<R>{}, B == 1, panel, H, f.r.at(panel * words_of<Numbers>(H) * Z * W), f.state_bias.at(panel * Z * W), h, words,
-        [&](int m, int z) { return load(sums + m * width + z * W); },
+        Int<R>{}, panel, H, f.state_bias.at(panel * Z * W), h, [&](int m, int z) { return load(sums + m * width + z * W); },
+        [&](vf(&sum)[R][Z]) {
+          if (!narrowed || !tiled)
+            return multiply<Numbers>(B == 1, sum, words, f.r.at(panel * words_of<Numbers>(H) * Z * W), words_of<Numbers>(H));
+          add_products(sum, products);
+        },
         [&](int m, long unit, long) { return load(f.c.at((place + m * stride) * padded + unit)); },
         [&](int k, long unit, long left) { return load_part(p.own[k] + unit, left); },
         [&](int m, int v, long unit, long left, Unit after, const vf* keep) {
@@ -766,11 +815,12 @@ struct Step final : recurra::Stepper {
   static constexpr int Z = Q::Z, U = Q::U;
   const long I, H, panels;
   const int threads;
+  const bool tiled;
   Buffer w, r, bias, state_bias, own;
 
   explicit Step(const Problem& p)
-      : I(p.inputs), H(p.units), panels(ceil_div(H, U)), threads(p.threads), w(panels * words_of<Numbers>(I) * Z * W),
-        r(panels * words_of<Numbers>(H) * Z * W), bias(panels * Z * W), state_bias(panels * Z * W), own(Cell::params * H) {
+      : I(p.inputs), H(p.units), panels(ceil_div(H, U)), threads(p.threads), tiled(Q::by_tiles()), w(panels * Q::panel_words(I) * Z * W),
+        r(panels * Q::panel_words(H) * Z * W), bias(panels * Z * W), state_bias(panels * Z * W), own(Cell::params * H) {
     Q q(p);
     for (int k = 0; k < Cell::params; k++) std::memcpy(own.at(k * H), p.own[k], H * sizeof(float));
     q.pack(p.w_ih, I, w.at(), Share(panels, 0, 1));
@@ -779,10 +829,12 @@ struct Step final : recurra::Stepper {
   }
 
   void step(int64_t batch, const float* x, const float* h, const float* c, float* h_out, float* c_out) override {
-    std::vector<Buffer> words;  // of x and h, where they are not floats
+    std::vector<Buffer> words, products;  // x and h as words, where they are not floats; by thread: of tiles, of x and of h
     Given given{x, I, h, H};
+    const long tile_rows = tiled ? std::min<long>(Tiles::ROWS, batch) : 0, most = ceil_div(batch, std::max(1L, tile_rows)) * tile_rows;
     if constexpr (Q::narrowed) {
-      words.emplace_back(batch * Q::row_words(I)), words.emplace_back(batch * Q::row_words(H));
+      const long held = std::max<long>(batch, most);
+      words.emplace_back(held * Q::row_words(I)), words.emplace_back(held * Q::row_words(H));
       given = {words[0].at(), Q::row_words(I), words[1].at(), Q::row_words(H)};
       for (long m = 0; m < batch; m++) {
         pack_row<Numbers>(x + m * I, I, words[0].at(m * given.x_row));
@@ -790,10 +842,18 @@ struct Step final : recurra::Stepper {
       }
     }
     const int now = recurra::threads_now(threads);
+    for (int thread = 0; tiled && thread < now; thread++) products.emplace_back(2 * most * Z * W);
     recurra::on_threads(now, [&](int thread) {
       const Share mine(panels, thread, now);
-      for (long panel = mine.begin; panel < mine.end; panel++)
-        in_tiles<ROWS<Z>>(batch, [&](long at, auto R) { rows<R>(batch == 1, at, panel, given, h, c, h_out, c_out); });
+      const Tiles tiles(tile_rows);
+      for (long panel = mine.begin; panel < mine.end; panel++) {
+        float* of_x = tiled ? products[thread].at() : nullptr;
+        for (long at = 0; at < most; at += tile_rows) by_tiles(at, panel, given, of_x + at * Z * W, of_x + (most + at) * Z * W);
+        in_tiles<ROWS<Z>>(batch, [&](long at, auto R) {
+          const float *in = tiled ? of_x + at * Z * W : nullptr, *of_h = tiled ? of_x + (most + at) * Z * W : nullptr;
+          rows<R>(batch == 1, at, panel, given, in, of_h, h, c, h_out, c_out);
+        });
+      }
     });
   }
 
@@ -805,19 +865,30 @@ struct Step final : recurra::Stepper {
     long h_row;
   };
 
+  void by_tiles(long at, long panel, const Given& given, float* of_x, float* of_h) {
+    const long x_words = Q::panel_words(I), h_words = Q::panel_words(H);
+    Tiles::product<Z>(given.x + at * given.x_row, given.x_row, w.at(panel * x_words * Z * W), x_words, bias.at(panel * Z * W), 0, of_x, Z * W);
+    Tiles::product<Z>(given.h + at * given.h_row, given.h_row, r.at(panel * h_words * Z * W), h_words, Q::NOTHING, 0, of_h, Z * W);
+  }
+
+  // `of_x` and `of_h`, where products are of tiles: of these rows with this panel.
   template <int R>
-  RECURRA_INLINE void rows(bool alone, long at, long panel, const Given& given, const float* h, const float* c, float* h_out,
-                           float* c_out) {
+  RECURRA_INLINE void rows(bool alone, long at, long panel, const Given& given, const float* of_x, const float* of_h, const float* h,
+                           const float* c, float* h_out, float* c_out) {
     const float *xs[R], *hs[R], *words[R];
     vf in[R][Z];
     for (int m = 0; m < R; m++) {
       xs[m] = given.x + (at + m) * given.x_row, words[m] = given.h + (at + m) * given.h_row, hs[m] = h + (at + m) * H;
-      for (int z = 0; z < Z; z++) in[m][z] = load(bias.at((panel * Z + z) * W));
+      for (int z = 0; z < Z; z++) in[m][z] = load(Q::narrowed && tiled ? of_x + (m * Z + z) * W : bias.at((panel * Z + z) * W));
     }
-    multiply<Numbers>(alone, in, xs, w.at(panel * words_of<Numbers>(I) * Z * W), words_of<Numbers>(I));
+    if (!Q::narrowed || !tiled) multiply<Numbers>(alone, in, xs, w.at(panel * words_of<Numbers>(I) * Z * W), words_of<Numbers>(I));
     Q::tile(
-        Int<R>{}, alone, panel, H, r.at(panel * words_of<Numbers>(H) * Z * W), state_bias.at(panel * Z * W), hs, words,
-        [&](int m, int z) { return in[m][z]; },
+        Int<R>{}, panel, H, state_bias.at(panel * Z * W), hs, [&](int m, int z) { return in[m][z]; },
+        [&](vf(&sum)[R][Z]) {
+          if (!Q::narrowed || !tiled)
+            return multiply<Numbers>(alone, sum, words, r.at(panel * words_of<Numbers>(H) * Z * W), words_of<Numbers>(H));
+          Q::add_products(sum, of_h);
+        },
         [&](int m, long unit, long left) { return load_part(c + (at + m) * H + unit, left); },
         [&](int k, long unit, long left) { return load_part(own.at(k * H + unit), left); },
         [&](int m, int, long unit, long left, Unit after, const vf*) {

@@ -28,6 +28,7 @@
 #endif
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -182,6 +183,22 @@ void give_block(Block block) noexcept {
 
 void give_blocks_back() noexcept {
   if (!Pool::gone) pool.empty();
+}
+
+bool has_tiles() {
+#if defined(__linux__) && defined(__x86_64__)
+  static const bool has = [] {
+    const char* wish = std::getenv("RECURRA_TILES");
+    unsigned a, b, c, d;
+    if ((wish && !std::strcmp(wish, "0")) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    constexpr unsigned bfloat16 = 1u << 22, tiles = 1u << 24;
+    constexpr int ask_for_state = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM: a process says that it wants their registers kept
+    return (d & bfloat16) && (d & tiles) && syscall(SYS_arch_prctl, ask_for_state, tile_data) == 0;
+  }();
+  return has;
+#else
+  return false;
+#endif
 }
 
 void prefer_large_pages(const void* start, size_t bytes) {

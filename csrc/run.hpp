@@ -42,6 +42,9 @@ Block take_block(size_t bytes);  // throws std::bad_alloc
 void give_block(Block block) noexcept;
 void give_blocks_back() noexcept;  // of the calling thread, to the C library
 
+// Whether the processor multiplies tiles of bfloat16, and the system lets this process have them. RECURRA_TILES=0 does without.
+bool has_tiles();
+
 // Asks for large pages for a large array that is about to be written: above 32 MiB the C library takes fresh pages at every
 // call, and getting them one by one took 7 % of the time of training.
 void prefer_large_pages(const void* start, size_t bytes);

@@ -181,12 +181,26 @@ struct Sru {
 // itself where the next of so many short rows will be.
 constexpr int64_t AHEAD = 2;
 
+// Bytes of all that a pass back reads and writes: from here on no cache keeps the gradients until they are asked for.
+constexpr int64_t FAR = 24 << 20;
+
 template <class Cell>
 struct Scan {
   static constexpr int K = Cell::blocks, F = Cell::fields, P = Cell::params, S = Cell::speaks ? 1 : F;
 
   const Following& p;
   const int64_t T, H;
+  const bool far;
+
+  explicit Scan(const Following& asked)
+      : p(asked), T(p.steps), H(p.units),
+        far((2 * K + F + S) * p.batch * T * H * static_cast<int64_t>(sizeof(float)) >= FAR) {}
+
+  // What is not read before backward, or by what comes after it.
+  template <class Left>
+  RECURRA_INLINE void put(float* to, vf v, Left left) const {
+    far && left >= W ? store_past(to, v) : store_part(to, v, left);
+  }
 
   // What a cell that speaks for itself remembers after each step; another puts it out.
   static int64_t saved_floats(int64_t units) { return Cell::speaks ? F * units : 0; }
@@ -226,7 +240,9 @@ struct Scan {
         if (Cell::speaks) store_part(p.y + at * H + unit, y, left);
         for (int f = 0; f < F; f++) {
           store_part(p.last[f] + row * H + unit, s[f], left);
-          if (!Cell::speaks || p.saved) store_part(const_cast<float*>(after(row, t, f)) + unit, s[f], left);
+          float* to = const_cast<float*>(after(row, t, f)) + unit;
+          if (!Cell::speaks) store_part(to, s[f], left);
+          if (Cell::speaks && p.saved) put(to, s[f], left);
         }
       });
     }
@@ -267,7 +283,7 @@ struct Scan {
         }
         if (Cell::speaks && p.dy) dy = load_part(p.dy + at * H + unit, left);
         Cell::backward(u, own, before, now, dy, d, du, dp);
-        for (int k = 0; k < K; k++) store_part(p.du[k] + at * p.stride[k] + unit, du[k], left);
+        for (int k = 0; k < K; k++) put(p.du[k] + at * p.stride[k] + unit, du[k], left);
         for (int f = 0; f < F; f++) store_part(p.dstate[f] + row * H + unit, d[f], left);
         for (int k = 0; k < P; k++) {
           float* to = sums + k * H + unit;
@@ -289,19 +305,20 @@ void over_rows(const Following& p, Work&& work) {
       const Share share(vectors, static_cast<int>(item % parts), static_cast<int>(parts));
       work(item / parts, share.begin * W, std::min<int64_t>(p.units, share.end * W));
     }
+    settle();
   });
 }
 
 template <class Cell>
 void scan_forward(const Following& p) {
-  const Scan<Cell> scan{p, p.steps, p.units};
+  const Scan<Cell> scan(p);
   recurra::prefer_large_pages(p.y, p.batch * p.steps * Scan<Cell>::S * p.units * sizeof(float));
   over_rows(p, [&](int64_t row, int64_t begin, int64_t end) { scan.forward(row, begin, end); });
 }
 
 template <class Cell>
 void scan_backward(const Following& p) {
-  const Scan<Cell> scan{p, p.steps, p.units};
+  const Scan<Cell> scan(p);
   const int64_t own = Cell::params * p.units;
   Buffer sums(p.batch * own);
   over_rows(p, [&](int64_t row, int64_t begin, int64_t end) { scan.backward(row, begin, end, sums.at(row * own)); });

@@ -40,6 +40,20 @@ RECURRA_INLINE void store_part(float* p, vf v, long n) {
   if (n > 0) std::memcpy(p, &v, n * sizeof(float));
 }
 
+// Past the caches, where memory takes a whole line at once, which then is not fetched before it is written; `settle` when all is stored.
+RECURRA_INLINE void store_past(float* p, vf v) {
+#if defined(__AVX512F__)
+  if (reinterpret_cast<uintptr_t>(p) % sizeof v == 0) return _mm512_stream_ps(p, v);
+#endif
+  store(p, v);
+}
+
+RECURRA_INLINE void settle() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
 RECURRA_INLINE vf all(float x) { return x - vf{}; }
 
 // Where i[k] < W the entry of a, else of b.

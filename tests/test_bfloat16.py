@@ -86,7 +86,9 @@ def by_rounded_products(
 
 @rounds
 @pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize("batch, inputs, units", [(1, 5, 33), (1, 64, 128), (7, 3, 1), (9, 40, 100), (16, 31, 17)])
+@pytest.mark.parametrize(
+    "batch, inputs, units", [(1, 5, 33), (1, 64, 128), (7, 3, 1), (9, 40, 100), (16, 31, 17), (37, 64, 32)]
+)
 @pytest.mark.parametrize("name", CELLS)
 def test_each_factor_is_rounded_once_and_nothing_else(
     name: str, batch: int, inputs: int, units: int, ragged: bool, monkeypatch: pytest.MonkeyPatch
@@ -187,7 +189,7 @@ def test_a_cell_of_bfloat16_is_computed_natively_and_gives_bfloat16(name: str, m
 
 
 @rounds
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [1, 3, 19])
 @pytest.mark.parametrize("name", CELLS)
 def test_a_stream_that_is_packed_within_autocast_steps_in_bfloat16(name: str, batch: int) -> None:
     cell, xs, state = drawn(name, batch, 5, 7, 33)
@@ -319,3 +321,28 @@ assert torch.equal(found, exact)
 
 def test_a_processor_without_products_of_bfloat16_computes_in_float32() -> None:
     subprocess.run([sys.executable, "-c", FLOATS], check=True, env=os.environ | {"RECURRA_ISA": "baseline"})
+
+
+@pytest.mark.skipif(not (native.available() and native._native.multiplies_tiles()), reason="a processor without tiles")
+def test_what_holds_by_tiles_holds_by_vectors_too() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            __file__,
+            "-k",
+            "not vectors",
+        ],
+        env=os.environ | {"RECURRA_TILES": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "[100%]" in done.stdout

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -165,6 +166,30 @@ def test_a_sequence_may_be_cut_anywhere_to_the_bit(name: str) -> None:
     second, last = following.run(known, tuple(u[:, 4:] for u in us), None, middle, params)
     assert torch.equal(torch.cat([first, second], dim=1), whole)
     assert all(torch.equal(a, b) for a, b in zip(end, last, strict=True))
+
+
+LARGE = (10, 640)  # rows and steps: all that backward touches is more than a cache holds, and of one row it is less
+
+
+@pytest.mark.parametrize("units", [256, 250])  # 250: few rows of it begin where a line of memory does
+@pytest.mark.parametrize("name, blocks, params", [("linear", 2, 0), ("sru-peephole-tanh", 4, 2), ("qrnn-fo", 3, 0)])
+def test_what_is_stored_past_the_caches_is_the_same_to_the_bit(name: str, blocks: int, params: int, units: int) -> None:
+    torch.manual_seed(0)
+    us = [torch.rand(*LARGE, units) for _ in range(blocks)]
+    state, own = torch.randn(LARGE[0], units), [torch.randn(units) for _ in range(params)]
+    lengths, wanted = torch.arange(LARGE[0], 0, -1) * 64, torch.randn(*LARGE, units)
+
+    def run(rows: slice) -> list[Tensor]:
+        given = [part.clone().requires_grad_() for part in (*(u[rows] for u in us), state[rows], *own)]
+        (*parts, start), mine = given[: blocks + 1], given[blocks + 1 :]
+        ys, last = following.run(name, tuple(parts), lengths[rows], (start,), tuple(mine))
+        return [ys, *last, *torch.autograd.grad((ys * wanted[rows]).sum(), given)]
+
+    together, *alone = run(slice(None)), *(run(slice(row, row + 1)) for row in range(LARGE[0]))
+    for place, found in enumerate(together):
+        parts = [one[place] for one in alone]
+        joined = torch.cat(parts) if place < len(together) - params else reduce(Tensor.add, parts)
+        assert torch.equal(found, joined), f"result {place} of {name}"
 
 
 @pytest.mark.parametrize("name", CELLS)

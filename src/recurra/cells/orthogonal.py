@@ -45,9 +45,9 @@ class Orthogonal(Cell):
 
     `map` is exp or cayley, which is without the fixed signs D that the second reference multiplies it by. Theta starts with turns
     of pairs of units by angles uniform in (-pi, pi) (Henaff, Szlam & LeCun 2016, arXiv:1602.06662), those of the Cayley map at most
-    pi/2; what is on and below its diagonal is counted and not used. b starts
-    near 0: with b = 0 the network is linear. W starts at a tenth of the usual size, since nothing is forgotten. Q is computed once
-    in a call of `unroll`, and once for a stream. Starts of `recurra.init` and dropped recurrent weights leave it alone.
+    pi/2; what is on and below its diagonal is counted and not used. b starts near 0: with b = 0 the network is linear. W starts at
+    a tenth of the usual size, since nothing is forgotten. Q is computed once in a call of `unroll`, and once for a stream. Starts
+    of `recurra.init` and dropped recurrent weights leave it alone.
     """
 
     blocks = ("hidden",)
