@@ -57,8 +57,8 @@ PIXELS = (
     "--set task.bidirectional=false --set task.pooling=mean --set train.rows=64 --set model.input_dropout=0"
 )
 SHAKESPEARE = (
-    "language {sets}/tinyshakespeare/input.txt --layers 3 --hidden 384 --steps 3000 --set train.chunk=128 "
-    "--set train.validations=10 --set model.block=true --set model.convolved=4 --set model.dropout=0.5 "
+    "language {sets}/tinyshakespeare/input.txt --layers 3 --hidden 384 --steps 2000 --set train.chunk=128 "
+    "--set train.validations=10 --set model.block=true --set model.convolved=4 --set model.dropout=0.4 "
     "--set model.input_dropout=0.2 --set optimizer.rate=2e-3 --set optimizer.weight_decay=0.1"
 )
 FOLDS = tuple(map(str, range(10)))

@@ -68,7 +68,7 @@ struct Sizes {
   int64_t batch, steps, inputs, units;
   bool ragged;
 };
-const Sizes SIZES[] = {{1, 5, 3, 7, false}, {9, 6, 5, 33, true}, {3, 4, 70, 130, true}, {5, 40, 21, 21, true}};
+const Sizes SIZES[] = {{1, 5, 3, 7, false}, {9, 6, 5, 33, true}, {3, 4, 70, 130, true}, {5, 40, 21, 21, true}, {37, 3, 40, 33, true}};
 
 std::vector<int64_t> ends(const Sizes& s) {
   std::vector<int64_t> found(s.batch);
