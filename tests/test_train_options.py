@@ -1,15 +1,19 @@
 """Every cell, start and penalty does its work in a training run."""
 
+import json
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import recurra
+from recurra import run
 from recurra.cells import CELLS, Block, Convolved, Latent
 from recurra.init import PRESETS
 
@@ -118,6 +122,24 @@ def test_penalties_on_activity_make_it_low_or_slow(penalty: dict[str, float], te
     free = trained(text, tmp_path / "free", 40)
     held = trained(text, tmp_path / "held", 40, regularize=penalty)
     assert activity(held) < 0.8 * activity(free)
+
+
+def test_slow_first_steps_are_not_taken_for_the_speed_of_the_rest(
+    text: Path, monkeypatch: pytest.MonkeyPatch, shell: Any
+) -> None:
+    """As they are where memory is fresh: four of 0.24 s, then 0.03 s each."""
+    now, calls, computed = [0.0], [], run.fit.gradients
+
+    def gradients(*given: Any, **options: Any) -> Any:
+        calls.append(None)
+        now[0] += 0.24 if len(calls) <= 4 else 0.03
+        return computed(*given, **options)
+
+    monkeypatch.setattr(run.fit, "gradients", gradients)
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    report = json.loads(shell("check", "language", text, "--json", "--threads", "1").out)
+    assert len(calls) == 6
+    assert report["seconds_of_a_pass"] == pytest.approx(0.03 * report["steps_of_a_pass"], abs=0.01)
 
 
 TAKES_AND_GIVES = """

@@ -35,7 +35,7 @@ from recurra.rates import Ranged, range_test
 from recurra.tasks import TASKS, Sources, Task, task_called
 
 Tell = Callable[..., None]
-TIMING_SECONDS = 4.0
+TIMING_SECONDS = 4.0, 30.0  # at least and at most
 DEFAULT_MINUTES = 5.0
 _NOTHING = object()
 _OUT_OF_MEMORY = re.compile("out of memory|allocate memory|Storage size calculation overflowed")
@@ -154,14 +154,16 @@ def _settled(given: Config, task: Task, tell: Tell) -> Config:
 
 def _steps_in(minutes: float, given: Config, task: Task, tell: Tell) -> tuple[int, int]:
     """How many steps fit into so many minutes, and how many validations into a twentieth of them (two at least, at most as
-    many as the config says), by a timing of a few seconds whose result is thrown away."""
-    tell("timing", seconds=TIMING_SECONDS)
+    many as the config says), by a timing whose result is thrown away: of a hundredth of the minutes, or a few seconds."""
+    least, most = TIMING_SECONDS
+    seconds = min(most, max(least, 60 * minutes / 100))
+    tell("timing", seconds=seconds)
     with _within_memory(given, "take fewer: --hidden, --set train.rows=16, --set train.chunk=32"):
-        return _timed(minutes, given, task)
+        return _timed(minutes, given, task, seconds)
 
 
-def _timed(minutes: float, given: Config, task: Task) -> tuple[int, int]:
-    step = _seconds_of_a_step(given, task, TIMING_SECONDS)
+def _timed(minutes: float, given: Config, task: Task, seconds: float) -> tuple[int, int]:
+    step = _seconds_of_a_step(given, task, seconds)
     start = time.monotonic()
     task.validate()
     one = time.monotonic() - start
@@ -171,7 +173,8 @@ def _timed(minutes: float, given: Config, task: Task) -> tuple[int, int]:
 
 
 def _seconds_of_a_step(given: Config, task: Task, seconds: float) -> float:
-    """The median over so many seconds of training, whose result is thrown away; the first step does not count."""
+    """The median of the later half of so many seconds of training, whose result is thrown away. The first steps take memory that is
+    fresh, and of a large network several times as long as those after them."""
     job = new_job(given, task)
     task.model.train()
     times: list[float] = []
@@ -183,7 +186,7 @@ def _seconds_of_a_step(given: Config, task: Task, seconds: float) -> float:
         job.optimizer.step()
         job.optimizer.zero_grad()
         times.append(time.monotonic() - start)
-    return float(np.median(times[1:]))
+    return float(np.median(times[len(times) // 2 :]))
 
 
 def estimate(name: str, sources: Sources, values: Mapping[str, Any]) -> dict[str, Any]:
