@@ -53,6 +53,12 @@ constexpr int SPINS = 2000;  // some tens of microseconds: many times a step, an
 
 [[maybe_unused]] bool always() { return true; }
 
+// Whether this variable of the environment says 0.
+bool off(const char* name) {
+  const char* wish = std::getenv(name);
+  return wish && !std::strcmp(wish, "0");
+}
+
 #if defined(__x86_64__)
 [[maybe_unused]] bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -186,11 +192,10 @@ void give_blocks_back() noexcept {
 }
 
 bool has_tiles() {
-#if defined(__linux__) && defined(__x86_64__)
+#if defined(RECURRA_HAS_TILES) && defined(__linux__) && defined(__x86_64__)
   static const bool has = [] {
-    const char* wish = std::getenv("RECURRA_TILES");
     unsigned a, b, c, d;
-    if ((wish && !std::strcmp(wish, "0")) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    if (off("RECURRA_TILES") || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
     constexpr unsigned bfloat16 = 1u << 22, tiles = 1u << 24;
     constexpr int ask_for_state = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM: a process says that it wants their registers kept
     return (d & bfloat16) && (d & tiles) && syscall(SYS_arch_prctl, ask_for_state, tile_data) == 0;
@@ -219,7 +224,7 @@ namespace {
 // than half, two threads take longer than one would; alone on its cores a process loses some thousandths.
 class Crowd {
  public:
-  int threads(int wished) { return wished > 1 && alone_until_.load(std::memory_order_relaxed) > now() ? 1 : wished; }
+  int threads(int wished) { return minded_ && wished > 1 && alone_until_.load(std::memory_order_relaxed) > now() ? 1 : wished; }
 
   // Nanoseconds of a call, and those of them that its busiest thread was running.
   void learn(int64_t whole, int64_t busy) {
@@ -243,6 +248,7 @@ class Crowd {
   // Nanoseconds: with one thread; of calls before anything is concluded; until a call is forgotten.
   static constexpr int64_t SHORTEST = 50'000'000, LONGEST = 1'000'000'000;
   static constexpr double ENOUGH = 10e6, MEMORY = 300e6;
+  const bool minded_ = !off("RECURRA_CROWD");
   std::atomic<int64_t> alone_until_{0};
   std::mutex mutex_;
   int64_t pause_ = 0;

@@ -42,7 +42,8 @@ Block take_block(size_t bytes);  // throws std::bad_alloc
 void give_block(Block block) noexcept;
 void give_blocks_back() noexcept;  // of the calling thread, to the C library
 
-// Whether the processor multiplies tiles of bfloat16, and the system lets this process have them. RECURRA_TILES=0 does without.
+// Whether tiles of bfloat16 are multiplied here: the compiler and the processor know how, and the system lets this process have them.
+// RECURRA_TILES=0 does without.
 bool has_tiles();
 
 // Asks for large pages for a large array that is about to be written: above 32 MiB the C library takes fresh pages at every

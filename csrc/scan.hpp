@@ -182,7 +182,9 @@ struct Sru {
 constexpr int64_t AHEAD = 2;
 
 // Bytes of all that a pass back reads and writes: from here on no cache keeps the gradients until they are asked for.
-constexpr int64_t FAR = 24 << 20;
+#ifndef RECURRA_FAR
+#define RECURRA_FAR (24 << 20)
+#endif
 
 template <class Cell>
 struct Scan {
@@ -194,7 +196,7 @@ struct Scan {
 
   explicit Scan(const Following& asked)
       : p(asked), T(p.steps), H(p.units),
-        far((2 * K + F + S) * p.batch * T * H * static_cast<int64_t>(sizeof(float)) >= FAR) {}
+        far((2 * K + F + S) * p.batch * T * H * static_cast<int64_t>(sizeof(float)) >= RECURRA_FAR) {}
 
   // What is not read before backward, or by what comes after it.
   template <class Left>

@@ -23,8 +23,9 @@ class Tiles {
     if (!wanted_) return;
     Shapes shapes;
     std::fill_n(shapes.rows, 7, static_cast<uint8_t>(rows));
-    asm volatile("" : : "r"(&shapes) : "memory");  // the compiler does not know that all of it is read
+    asm volatile("" : : "r"(&shapes) : "memory");  // the compiler does not know that all of it is read,
     _tile_loadconfig(&shapes);
+    asm volatile("" : : "r"(&shapes) : "memory");  // nor until when
   }
   Tiles(const Tiles&) = delete;
   ~Tiles() {

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+os.environ.setdefault("RECURRA_CROWD", "0")  # what is asked of several threads is asked of them, whatever else runs
+
 from recurra import cli
 
 
