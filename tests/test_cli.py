@@ -160,6 +160,7 @@ def test_evaluating_bad_data_is_refused_and_leaves_the_run_as_it_was(
         (["--set", "model.hiden=3"], ["model.hiden", "did you mean 'hidden'"]),
         (["--set", "optimiser.rate=3"], ["optimiser", "did you mean 'optimizer'"]),
         (["--set", "cell.nosuch=3"], ["cell.nosuch"]),
+        (["--set", "task.nosuch=3"], ["task.nosuch", "language has none"]),
         (["--set", "hidden=3"], ["'hidden=3'", "section.key=value"]),
         (["--set", "model.dropout=2"], ["model.dropout was 2", "less than 1", "auto"]),
         (["--set", "model.hidden=-1"], ["model.hidden was -1"]),
@@ -184,7 +185,7 @@ def test_evaluating_bad_data_is_refused_and_leaves_the_run_as_it_was(
     ],
     ids=" ".join,
 )
-def test_a_wrong_option_is_named_and_leaves_a_folder_that_can_be_used(
+def test_a_wrong_option_is_named_and_leaves_nothing_behind(
     options: list[str], words: list[str], shell: Shell, text: Path, tmp_path: Path
 ) -> None:
     budget = [] if set(options) & {"--steps", "--minutes", "--epochs"} else ["--steps", "2"]
@@ -192,7 +193,51 @@ def test_a_wrong_option_is_named_and_leaves_a_folder_that_can_be_used(
     assert answer.code == 2, answer
     assert answer.out == ""
     assert all(word in answer.said for word in words), answer.said
-    assert not (tmp_path / "run" / "config.toml").exists()  # no run was begun that could only be resumed as it is
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_there_before_a_refused_start_stays(shell: Shell, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    assert shell("train", "language", text, "--out", "run", "--steps", 2, "--cell", "nosuch").code == 2
+    assert (tmp_path / "run" / "mine.txt").read_text() == "mine"
+
+
+def test_a_folder_with_a_config_of_something_else_is_no_damaged_run(shell: Shell, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "config.toml").write_text("mine = 1")
+    answer = shell("train", "language", text, "--out", "project", "--steps", 2)
+    assert answer.code == 2
+    assert "not of recurra; choose another --out" in answer.said
+    assert (tmp_path / "project" / "config.toml").read_text() == "mine = 1"
+
+
+def test_a_run_is_asked_for_what_it_was_trained_to(shell: Shell, trained: Path, tmp_path: Path) -> None:
+    parity = ("classify", "synthetic:parity:5", "--hidden", 4, "--steps", 1, "--threads", 1)
+    assert shell("train", *parity, "--out", "parity").code == 0
+    answer = shell("generate", "parity")
+    assert answer.code == 2 and "trained to classify" in answer.said and "recurra predict parity FILE" in answer.said
+    answer = shell("predict", "parity", trained / "config.toml", "--beam", 2, "--attention", "page.html")
+    assert answer.code == 2 and "by beam, attention" in answer.said and "trained to classify" in answer.said
+    assert shell("train", *parity, "--out", "folds", "--folds", 2).out.endswith("A run for each fold is in folds\n")
+    answer = shell("generate", "folds")
+    assert answer.code == 3 and f"name one of them, such as {Path('folds/fold-1')}" in answer.said
+
+
+def test_a_page_cannot_take_the_place_of_a_folder(shell: Shell, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    answer = shell("probe", trained, "the cat", "--out", "folder")
+    assert answer.code == 2 and "'folder' is a directory" in answer.said
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("synthetic:parity", "a set of examples that is made"), ("-", "standard input is taken by predict")],
+)
+def test_what_a_text_cannot_be_read_from_is_said(source: str, words: str, shell: Shell, trained: Path) -> None:
+    for command in (("check", "language"), ("evaluate", trained)):
+        answer = shell(*command, source)
+        assert answer.code == 3 and words in answer.said
 
 
 @pytest.mark.parametrize(

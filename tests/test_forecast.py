@@ -340,7 +340,7 @@ def test_the_survey_draws_the_window_and_warns(tmp_path: Path) -> None:
         ({"head": "recurrent", "linear": True}, "leave it out with task.head=recurrent"),
         ({"levels": (0.9, 0.1)}, "from low to high"),
         ({"train_steps": 20}, "without task.valid_steps"),
-        ({"valid_steps": 120}, "too short"),
+        ({"valid_steps": 120}, "the last 120 are cut off for validation and test"),
         ({"log": True}, "wants values above 0"),
         ({"output": "binary"}, "wants zeros and ones"),
         ({"output": "binary", "horizon": 3}, "leave out task.horizon"),

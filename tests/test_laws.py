@@ -1,6 +1,7 @@
 """Table x laws: every member of every concept obeys every law of `recurra.testing`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -175,6 +176,42 @@ def test_check_cell_names_each_broken_law_in_words() -> None:
     with pytest.raises(AssertionError, match="rows do not see each other") as caught:
         recurra.check_cell(Forgetful())
     assert "calling twice gives the same" in str(caught.value)
+
+
+class Lied(torch.autograd.Function):
+    """Tanh, with a gradient that is a hundredth too large."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return 1.01 * grad * (1 - ctx.saved_tensors[0].tanh().square())
+
+
+class Deceitful(Cell):
+    """An Elman network whose gradient is wrong."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.input_size, self.output_size = 2, units
+        self.weight = nn.Parameter(torch.randn(2 + units, units) / units**0.5)
+
+    def initial_state(self, batch: int) -> torch.Tensor:
+        return self.weight.new_zeros(batch, self.output_size)
+
+    def step(self, u: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = Lied.apply(torch.cat([u, state], dim=1) @ self.weight)
+        return y, y
+
+
+@pytest.mark.parametrize("units", [4, 64])
+def test_a_gradient_that_is_wrong_is_found_in_small_and_large_cells(units: int) -> None:
+    testing.gradients_are_right_to_the_second_order(Elman(2, units))
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+        testing.gradients_are_right_to_the_second_order(Deceitful(units))
 
 
 def test_check_cell_refuses_what_cannot_step_in_words() -> None:

@@ -16,6 +16,7 @@ def test_the_page_shows_every_cell_as_its_docstring_does() -> None:
         assert "\n".join(["```", *told["equations"], "```"]) in page, f"{name}: run `make docs`"
         assert told["notes"] in page, f"{name}: run `make docs`"
         assert f"- parameters: `{told['formula']}`" in page, f"{name}: run `make docs`"
+        assert f"- reference: {told['reference']}\n" in page, f"{name}: run `make docs`"
 
 
 def test_the_bench_times_every_cell_and_counts_its_parameters() -> None:

@@ -174,6 +174,7 @@ def test_a_date_that_may_be_two_is_refused_until_it_is_said(tmp_path: Path) -> N
         ("ds,y\n1,2\n2,inf\n", "t.csv:3: 'y' is 'inf', too large"),
         ("ds,y\n1,2\n2,1e39\n", "too large"),
         ("ds,y\n" + "".join(f"{n},1\n" for n in range(300)) + "300,two\n", "t.csv:302: 'y' is 'two', which is no number"),
+        ("ds,y\n" + "".join(f"{n},1\n" for n in range(9)) + "9,two\n10,1\n", "t.csv:11: 'y' is 'two', which is no number"),
         ("ds;y\n" + "".join(f"{n};1\n" for n in range(300)) + "300;1,5\n", "write a point"),
         ("ds,y\n" + "".join(f"{n},1\n" for n in range(300)) + "soon,1\n", "t.csv:302: 'soon' is no time"),
         ("ds,y\n0,1\n1,1\n2,1\n50,1\n51,1\n400,1\n", "too few to fill the rest"),

@@ -87,6 +87,8 @@ def find(folder: Path) -> Path:
         raise DataError(f"{folder}: {error.strerror}; wanted a run folder or a bundle that can be read") from error
     if (folder / "config.toml").exists():
         raise DataError(f"{folder}: this run has not saved a model yet; let it train until its first validation")
+    if (folder / "fold-1").is_dir():
+        raise DataError(f"{folder}: it holds a run for each fold; name one of them, such as {folder / 'fold-1'}")
     raise DataError(f"{folder}: neither a run folder nor a bundle (no {storage.MANIFEST} in it or in its best/)")
 
 

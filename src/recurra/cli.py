@@ -37,7 +37,10 @@ TaskName = Annotated[
 ]
 Data = Annotated[
     list[Path],
-    typer.Argument(metavar="DATA...", help="A file (also .gz, .xz), several, a folder, synthetic:NAME, or -."),
+    typer.Argument(
+        metavar="DATA...",
+        help="A file (also .gz, .xz), several, a folder, or synthetic:NAME; of train forecast also -.",
+    ),
 ]
 ValidFiles = Annotated[list[Path] | None, typer.Option("--valid", help="Validation data; else 10 % of DATA.")]
 TestFiles = Annotated[list[Path] | None, typer.Option("--test", help="Test data, scored once at the end.")]
@@ -179,7 +182,8 @@ def _train(task: str, sources: Any, folder: Path, values: dict[str, Any], as_jso
         _print_json({"run": str(folder), **done.report, "advice": done.advice})
         return done
     lines = folds.lines(done.report) if "folds" in done.report else done.task.lines(done.report)
-    for line in [*lines, *done.advice, f"The run is in {folder}"]:
+    runs = f"A run for each fold is in {folder}" if "folds" in done.report else f"The run is in {folder}"
+    for line in [*lines, *done.advice, runs]:
         print(line)
     return done
 
@@ -209,6 +213,11 @@ def generate(
     Example: recurra generate runs/corpus --prompt "In the " --length 300 --temperature 0.7
     """
     task = _loaded(run, device, threads)
+    if task.name != "language":
+        raise UsageError(
+            f"{run} was trained to {task.name}, and generate goes on with a text as a language model does; "
+            f"wanted: recurra predict {run} FILE"
+        )
     if beam:
         found = task.continuations(prompt, length, beam, no_repeat=no_repeat)
         if as_json:
@@ -272,7 +281,10 @@ def predict(
         float | None, typer.Option(help="With a temperature: among the best that hold this probability together.")
     ] = None,
     attention: Annotated[
-        Path | None, typer.Option(help="Of texts: write a page (HTML) of where the network looked, and of its search.")
+        Path | None,
+        typer.Option(
+            dir_okay=False, help="Of texts: write a page (HTML) of where the network looked, and of its search."
+        ),
     ] = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -322,7 +334,7 @@ def probe_run(
     given: Annotated[
         str | None, typer.Argument(metavar="[TEXT | FILE]", help="What to read; else the validation data of the run.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write a page (HTML) with figures here.")] = None,
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Write a page (HTML) with figures here.")] = None,
     beside: Annotated[
         list[Path] | None, typer.Option(metavar="RUN", help="Follow the gradients of this network too, on the same.")
     ] = None,
@@ -515,7 +527,9 @@ def recall(
     shape: Annotated[str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Of the picture in a row.")] = None,
     beta: Annotated[float, typer.Option(help="Inverse temperature of modern: larger tells like patterns apart.")] = 1.0,
     power: Annotated[str, typer.Option(help="Of dense: a whole number from 2, or exp.")] = "3",
-    out: Annotated[Path | None, typer.Option(help="Write a page (HTML) with frames and energies here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write a page (HTML) with frames and energies here.")
+    ] = None,
     seed: Seed = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -689,7 +703,7 @@ def embed_map(
         list[str] | None, typer.Argument(metavar="[WORD...]", help="Which words; else the first ones.")
     ] = None,
     count: Annotated[int, typer.Option(min=3, help="How many of the first words.")] = 200,
-    out: Annotated[Path, typer.Option(help="The page (HTML).")] = Path("map.html"),
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The page (HTML).")] = Path("map.html"),
     seed: Seed = None,
     device: Device = "auto",
     threads: Threads = None,

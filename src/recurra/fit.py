@@ -338,7 +338,7 @@ def advice(progress: Progress, report: dict[str, Any], optimizer: OptimizerConfi
         decay = "weight decay (--set optimizer.weight_decay=1), " if optimizer.name == "adamw" else ""  # times the rate
         words.append(
             f"The training loss ({progress.best_train:.3f}) is far below the validation loss ({progress.best_loss:.3f}): "
-            "overfitting. Try more data, more dropout (--set model.dropout=0.5 model.recurrent_dropout=0.2), "
+            "overfitting. Try more data, more dropout (--set model.dropout=0.5 --set model.recurrent_dropout=0.2), "
             f"{decay}or fewer units."
         )
     elif progress.best_step and progress.best_step == progress.step and gap < 0.02 * progress.best_loss:

@@ -8,8 +8,10 @@ RUN/given.json      the options as they were given, so that the same command res
 
 import json
 import math
+import os
 import random
 import re
+import shutil
 import signal
 import tempfile
 import threading
@@ -28,7 +30,7 @@ from recurra import bundle, checkpoint, config, fit, storage
 from recurra.checkpoint import Job, Progress
 from recurra.config import Config
 from recurra.data import read
-from recurra.errors import DamagedError, Interrupted, RecurraError, UsageError
+from recurra.errors import DamagedError, DataError, Interrupted, RecurraError, UsageError
 from recurra.kernels import native
 from recurra.learn import LEARNERS
 from recurra.rates import Ranged, range_test
@@ -60,7 +62,7 @@ def train(
     Raises Interrupted after SIGINT or SIGTERM, when everything is saved.
     """
     task_called(name)
-    with held(out), random_numbers_of_our_own():
+    with _gone_if_refused(out), held(out), random_numbers_of_our_own():
         if not has_begun(out, values):
             _begin(name, sources, out, values, tell)
         settled, task = reopen(name, read.fingerprint(sources.paths), out)
@@ -125,6 +127,8 @@ def read_config(out: Path) -> Config:
     except FileNotFoundError:
         raise UsageError(f"{out}: no config.toml in it, so it is no run folder") from None
     except (UsageError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        if not (out / "given.json").exists():
+            raise UsageError(f"{out} has a config.toml that is not of recurra; choose another --out") from None
         raise DamagedError(f"{path}: {error}; it was altered since the run began") from error
 
 
@@ -397,6 +401,18 @@ def held(out: Path) -> Iterator[None]:
         for name in ("data", "best"):
             storage.settle(out / name)
         yield
+
+
+@contextmanager
+def _gone_if_refused(out: Path) -> Iterator[None]:
+    """A run folder that was made for what then could not begin does not stay."""
+    made = not os.path.exists(out)  # noqa: PTH110 - Path raises where a name is too long
+    try:
+        yield
+    except (UsageError, DataError):
+        if made and not os.path.exists(out / "config.toml"):  # noqa: PTH110
+            shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 @contextmanager

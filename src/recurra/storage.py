@@ -493,8 +493,7 @@ def _explained(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RecurraError(
-            f"{place}: {_reason(error)}; what was there before is unchanged. "
-            "Free space on that disk, or choose a place that can be written to"
+            f"{place}: {_reason(error)}; what was there before is unchanged. {_remedy(error)}"
         ) from error
 
 
@@ -504,6 +503,12 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _damaged(path, "a file that can be read", error.strerror or str(error)) from error
+
+
+def _remedy(error: OSError) -> str:
+    if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
+        return "Choose another place"
+    return "Free space on that disk, or choose a place that can be written to"
 
 
 def _reason(error: OSError) -> str:

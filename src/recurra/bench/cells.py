@@ -42,7 +42,7 @@ def compare(seconds: float, laws: bool = True, tell: Callable[[str], None] = lam
 def described(kind: type[Cell]) -> dict[str, Any]:
     """The parts of a cell's docstring: its summary, its equations, with the words between those that stand for each other, the
     fields Output, State, Parameters, Reference, and the paragraphs that follow."""
-    lines = (inspect.getdoc(kind) or "").splitlines()
+    lines = _joined((inspect.getdoc(kind) or "").splitlines())
     fields = {}
     for line in lines:
         name, colon, text = line.partition(": ")
@@ -64,6 +64,18 @@ def described(kind: type[Cell]) -> dict[str, Any]:
         "formula": fields.pop("parameters", ""),
         **fields,
     }
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """A field that goes on in the line below becomes one line."""
+    joined: list[str] = []
+    for line in lines:
+        in_field = joined and joined[-1].partition(": ")[0] in FIELDS
+        if in_field and line.strip() and line.partition(": ")[0] not in FIELDS:
+            joined[-1] += f" {line.strip()}"
+        else:
+            joined.append(line)
+    return joined
 
 
 def table(records: list[dict[str, Any]]) -> str:

@@ -65,7 +65,7 @@ def _side_by_side(paths: Sequence[Path], tolerant: bool) -> Examples:
     if len(paths) != 2:
         raise DataError(
             f"{len(paths)} files of plain text were given ({shown(paths[0])} first), wanted two: the sources, and the same "
-            "number of lines of targets; or a table with both (.tsv, .csv, .jsonl). Each file wants its own option: "
+            "number of lines of targets; or a table with both (.tsv, .csv, .jsonl). Of training, each wants its own option: "
             "--valid val.de --valid val.en"
         )
     sides = [numbered(Path(path)) for path in paths]

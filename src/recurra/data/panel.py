@@ -406,7 +406,7 @@ def _roles(file: Path, header: list[str], head: list[tuple[int, list[str]]], giv
     target = list(given.target)
     if not target:
         named = [name for name in numeric if name.lower() in TARGETS] if id is not None else []
-        target = named[:1] or numeric
+        target = named[:1] or numeric or [name for name in free if name and _numeric(head, place[name], 0.5)]
     if not target:
         raise DataError(f"{shown(file)} has no column of numbers to forecast; it has {_some(header)}")
     columns = [*target, *given.known, *given.static]
@@ -466,8 +466,9 @@ def _refuse_some(file: Path, name: str, cells: list[tuple[int, str]], dates: str
     raise _no_time(file, wrong[0], wrong[1], how)
 
 
-def _numeric(head: list[tuple[int, list[str]]], at: int) -> bool:
-    return all(_number(row[at]) is not None for _, row in head)
+def _numeric(head: list[tuple[int, list[str]]], at: int, share: float = 1.0) -> bool:
+    """Whether a column holds numbers, in so many of its cells: reading names those that are none."""
+    return sum(_number(row[at]) is not None for _, row in head) >= share * len(head)
 
 
 def _understood(given: Columns, header: list[str], roles: _Roles) -> Columns:

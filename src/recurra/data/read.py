@@ -42,6 +42,8 @@ def blocks(path: Path | str) -> Iterator[bytes]:
     Raises DataError if the file cannot be read, if a compressed one is cut or damaged, and if it unfolds to more than
     1 GiB and more than 1000 times its own size.
     """
+    if is_synthetic(path):
+        raise DataError(f"{path} is a set of examples that is made, as for classify; wanted a file or a folder here")
     path = Path(path)
     try:
         if path.suffix.lower() in OPEN:
@@ -111,7 +113,8 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _given(path: Path) -> Path:
     if not path.exists():
-        raise DataError(f"{shown(path)} does not exist: check the path")
+        stream = "; standard input is taken by predict, and by train forecast" if str(path) == "-" else ""
+        raise DataError(f"{shown(path)} does not exist: check the path{stream}")
     if not path.is_file():
         raise DataError(f"{shown(path)} is neither a file nor a folder: copy its content to a file and give that")
     if _empty(path):

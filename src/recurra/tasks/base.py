@@ -143,9 +143,10 @@ class Task(ABC):
     def search(self, **how: Any) -> Any:
         """How texts are to be written, for tasks that write about something (`writing.Search`). Raises UsageError for others."""
         if how:
+            called = {"width": "beam", "look": "attention", "phrases": "phrase"}
             raise UsageError(
-                f"{', '.join(how)} are for networks that write a text about each input, and this one was trained to {self.name}; "
-                "leave them out"
+                f"what a network writes about each input is searched for (by {', '.join(called.get(name, name) for name in how)}), "
+                f"and this one was trained to {self.name}; leave it out"
             )
 
     @abstractmethod

@@ -357,7 +357,11 @@ def _spans(options: Options, share: float, files: dict[str, np.ndarray]) -> tupl
         "test": files.get("test", np.stack([valid, test], 1) if options.test_steps is not None else nothing),
     }
     if not (spans["train"][:, 1] > 0).any():
-        raise DataError("the series are too short: nothing is left for training after validation and test are cut off")
+        raise DataError(
+            f"the series are too short: the longest has {int(total.max(initial=0)):,} steps, and nothing is left for training "
+            f"where the last {int((total - spans['train'][:, 1]).max(initial=0)):,} are cut off for validation and test; take a "
+            "smaller task.horizon (as many are kept at least), task.valid_steps or task.test_steps"
+        )
     return spans, notes
 
 

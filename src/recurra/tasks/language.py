@@ -71,6 +71,7 @@ class Language(Task):
 
     @classmethod
     def prepare(cls, config: Config, sources: Sources, folder: Path) -> Self:
+        _refuse_options(config)
         kind = _kind(config)
         reader = texts.reader_for(kind)
         parts = _parts(sources, config.data.valid_share, reader)
@@ -325,6 +326,7 @@ class Language(Task):
 
     @classmethod
     def survey(cls, config: Config, sources: Sources) -> dict[str, Any]:
+        _refuse_options(config)
         return survey(sources.train, config.data.valid_share)
 
     def predict(self, data: str, best: int = 5) -> list[tuple[str, float]]:
@@ -419,6 +421,12 @@ def _take_vectors(config: Config, tokens: Tokens, folder: Path) -> dict[str, int
     written = {int(tokens.encode(piece)[0]): piece.strip() for piece in tokens.pieces}
     words = {id: text for id, text in written.items() if any(map(str.isalpha, text))}
     return take_vectors(embed, words, folder)
+
+
+def _refuse_options(config: Config) -> None:
+    """This task has none of its own, and no data that is made."""
+    if extra := config.task.model_extra:
+        raise UsageError(f"task.{next(iter(extra))} is not an option: language has none of its own")
 
 
 def _parts(sources: Sources, share: float, reader: texts.Reader) -> dict[str, list[texts.Slice]]:
