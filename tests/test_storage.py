@@ -821,7 +821,7 @@ def test_a_place_that_cannot_be_written_to_is_named(bundle: Path) -> None:
         lambda: storage.replace_file(inside_a_file, b""),
         lambda: storage.hold(inside_a_file).__enter__(),
     ):
-        with pytest.raises(RecurraError, match=r"config\.json/best: .*choose a place"):
+        with pytest.raises(RecurraError, match=r"config\.json/best: .*[Cc]hoose another place"):
             attempt()
 
 
