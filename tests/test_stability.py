@@ -633,6 +633,26 @@ def test_clipping_that_acts_always_or_is_missing_is_said_with_a_threshold() -> N
     assert "32 times as long as the median (1), and none was clipped; --set optimizer.clip=2" in advice_of(job, settled)
 
 
+@pytest.mark.parametrize(
+    ("steps", "optimizer", "decay"),
+    [
+        (2000, {"rate": 2e-3}, "weight_decay=1)"),
+        (4341, {"rate": 8e-3}, "weight_decay=0.1)"),
+        (4341, {"rate": 8e-3, "weight_decay": 0.3}, None),
+        (2000, {"rate": 2e-3, "name": "adam"}, None),
+    ],
+)
+def test_who_overfits_is_told_of_a_weight_decay_that_goes_with_the_rate_and_the_steps(
+    steps: int, optimizer: dict[str, Any], decay: str | None
+) -> None:
+    job, settled = begun(Bowl(), optimizer=optimizer)
+    job.progress.step = job.progress.best_step = steps
+    job.progress.best_train, job.progress.best_loss = 0.8, 1.2
+    said = advice_of(job, settled)
+    assert "overfitting" in said
+    assert (f"more weight decay (--set optimizer.{decay}" in said) if decay else ("weight_decay" not in said)
+
+
 def test_updates_that_are_not_finite_are_counted_told_and_said_at_the_end() -> None:
     job, settled = begun(Bowl(broken=(3, 10)), train={"steps": 40})
     events = descend(job, settled)

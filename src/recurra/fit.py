@@ -335,11 +335,10 @@ def advice(progress: Progress, report: dict[str, Any], optimizer: OptimizerConfi
         )
     gap = progress.best_loss - progress.best_train
     if progress.best_step and gap > 0.15 * progress.best_loss:
-        decay = "weight decay (--set optimizer.weight_decay=1), " if optimizer.name == "adamw" else ""  # times the rate
         words.append(
             f"The training loss ({progress.best_train:.3f}) is far below the validation loss ({progress.best_loss:.3f}): "
             "overfitting. Try more data, more dropout (--set model.dropout=0.5 --set model.recurrent_dropout=0.2), "
-            f"{decay}or fewer units."
+            f"{more_decay(optimizer, progress.step)}or fewer units."
         )
     elif progress.best_step and progress.best_step == progress.step and gap < 0.02 * progress.best_loss:
         words.append(
@@ -353,6 +352,16 @@ def advice(progress: Progress, report: dict[str, Any], optimizer: OptimizerConfi
             f"The network is below the floor of {' and '.join(below)}: a method without a network does better here."
         )
     return words
+
+
+def more_decay(optimizer: OptimizerConfig, steps: int) -> str:
+    """The weight decay of AdamW by which a weight that nothing holds falls to e^-2 over so many steps, the mean rate being half of
+    the peak, in words; nothing where there is as much. What networks that overfitted wanted in benchmarks/cells.md."""
+    peak = OPTIMIZERS[optimizer.name][1] if optimizer.rate == "auto" else optimizer.rate
+    wanted = float(f"{4 / (peak * steps):.1g}")
+    if optimizer.name != "adamw" or wanted <= optimizer.weight_decay:
+        return ""
+    return f"more weight decay (--set optimizer.weight_decay={wanted:g}), "
 
 
 def advice_on_clipping(progress: Progress, optimizer: OptimizerConfig) -> list[str]:
