@@ -636,9 +636,9 @@ def test_clipping_that_acts_always_or_is_missing_is_said_with_a_threshold() -> N
 @pytest.mark.parametrize(
     ("steps", "optimizer", "decay"),
     [
-        (2000, {"rate": 2e-3}, "weight_decay=1)"),
-        (4341, {"rate": 8e-3}, "weight_decay=0.1)"),
-        (4341, {"rate": 8e-3, "weight_decay": 0.3}, None),
+        (2000, {"rate": 2e-3, "name": "adamw"}, "weight_decay=1)"),
+        (4341, {"rate": 8e-3, "name": "adamw"}, "weight_decay=0.1)"),
+        (4341, {"rate": 8e-3, "name": "adamw", "weight_decay": 0.3}, None),
         (2000, {"rate": 2e-3, "name": "adam"}, None),
     ],
 )
