@@ -1,5 +1,6 @@
 """The command line: one clear line and the right exit code for whatever is wrong, and nothing lost."""
 
+import io
 import json
 import os
 import random
@@ -194,6 +195,15 @@ def test_a_wrong_option_is_named_and_leaves_nothing_behind(
     assert answer.out == ""
     assert all(word in answer.said for word in words), answer.said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_start_of_folds_or_of_a_stream_leaves_nothing_behind_either(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shell("train", "classify", "synthetic:parity", "--folds", 2, "--cell", "nosuch").code == 2
+    monkeypatch.setattr(sys, "stdin", io.StringIO("no row\n"))
+    assert shell("train", "forecast", "-").code == 3
+    assert not (tmp_path / "runs").exists()
 
 
 def test_what_was_there_before_a_refused_start_stays(shell: Shell, text: Path, tmp_path: Path) -> None:

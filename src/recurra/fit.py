@@ -293,7 +293,7 @@ def validation_interval(train: TrainConfig) -> int:
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer of the config; weight decay acts on matrices and not on biases."""
-    kind, default = OPTIMIZERS[config.name]
+    kind, _ = OPTIMIZERS[config.name]
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
@@ -304,14 +304,18 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
         extra["momentum"] = config.momentum
     if config.name in FUSED:  # one pass over each tensor: for a table of words many times as fast
         extra["fused"] = True
-    return kind([g for g in groups if g["params"]], lr=default if config.rate == "auto" else config.rate, **extra)
+    return kind([g for g in groups if g["params"]], lr=peak_rate(config), **extra)
+
+
+def peak_rate(config: OptimizerConfig) -> float:
+    """The largest rate of the schedule: as given, or the optimizer's own."""
+    return OPTIMIZERS[config.name][1] if config.rate == "auto" else config.rate
 
 
 def set_rate(optimizer: torch.optim.Optimizer, config: Config, progress: Progress) -> float:
     """Set and return the learning rate of this step: a function of the step and of what the validations said."""
     chosen = config.optimizer
-    peak = OPTIMIZERS[chosen.name][1] if chosen.rate == "auto" else chosen.rate
-    rate = peak * progress.rate_scale * schedule(chosen, progress.step, config.train.steps or 1)
+    rate = peak_rate(chosen) * progress.rate_scale * schedule(chosen, progress.step, config.train.steps or 1)
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate
@@ -357,8 +361,7 @@ def advice(progress: Progress, report: dict[str, Any], optimizer: OptimizerConfi
 def more_decay(optimizer: OptimizerConfig, steps: int) -> str:
     """The weight decay of AdamW by which a weight that nothing holds falls to e^-2 over so many steps, the mean rate being half of
     the peak, in words; nothing where there is as much. What networks that overfitted wanted in benchmarks/cells.md."""
-    peak = OPTIMIZERS[optimizer.name][1] if optimizer.rate == "auto" else optimizer.rate
-    wanted = float(f"{4 / (peak * steps):.1g}")
+    wanted = float(f"{4 / (peak_rate(optimizer) * steps):.1g}")
     if optimizer.name != "adamw" or wanted <= optimizer.weight_decay:
         return ""
     return f"more weight decay (--set optimizer.weight_decay={wanted:g}), "

@@ -18,7 +18,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def train(
     Raises Interrupted after SIGINT or SIGTERM, when everything is saved.
     """
     task_called(name)
-    with _gone_if_refused(out), held(out), random_numbers_of_our_own():
+    with held(out), random_numbers_of_our_own():
         if not has_begun(out, values):
             _begin(name, sources, out, values, tell)
         settled, task = reopen(name, read.fingerprint(sources.paths), out)
@@ -151,9 +151,7 @@ def _settled(given: Config, task: Task, tell: Tell) -> Config:
         if settled != reference:  # another model, another speed
             steps, validations = _steps_in(minutes, settled, task, tell)
     decided = {"steps": steps, "validations": validations, "minutes": None, "epochs": None}
-    rate = settled.optimizer.rate
-    rate = fit.OPTIMIZERS[settled.optimizer.name][1] if rate == "auto" else rate
-    return config.changed(settled, train=decided, optimizer={"rate": rate})
+    return config.changed(settled, train=decided, optimizer={"rate": fit.peak_rate(settled.optimizer)})
 
 
 def _steps_in(minutes: float, given: Config, task: Task, tell: Tell) -> tuple[int, int]:
@@ -395,24 +393,26 @@ def _step_of(line: str) -> float:
 
 @contextmanager
 def held(out: Path) -> Iterator[None]:
-    """The run folder, made if need be, locked against other trainings and rid of what a kill left half done."""
-    with storage.hold(out):
-        storage.sweep(out)
-        for name in ("data", "best"):
-            storage.settle(out / name)
-        yield
-
-
-@contextmanager
-def _gone_if_refused(out: Path) -> Iterator[None]:
-    """A run folder that was made for what then could not begin does not stay."""
-    made = not os.path.exists(out)  # noqa: PTH110 - Path raises where a name is too long
+    """The run folder, made if need be, locked against other trainings and rid of what a kill left half done. What was made for a
+    run that then was refused does not stay."""
+    made = [place for place in (out, *out.parents) if not _there(place)]
     try:
-        yield
+        with storage.hold(out):
+            storage.sweep(out)
+            for name in ("data", "best"):
+                storage.settle(out / name)
+            yield
     except (UsageError, DataError):
-        if made and not os.path.exists(out / "config.toml"):  # noqa: PTH110
+        if made and not _there(out / "config.toml"):
             shutil.rmtree(out, ignore_errors=True)
+            for place in made[1:]:
+                with suppress(OSError):  # where something else lies in it by now
+                    place.rmdir()
         raise
+
+
+def _there(place: Path) -> bool:
+    return os.path.exists(place)  # noqa: PTH110 - Path raises where a name is too long
 
 
 @contextmanager

@@ -424,7 +424,7 @@ def _take_vectors(config: Config, tokens: Tokens, folder: Path) -> dict[str, int
 
 
 def _refuse_options(config: Config) -> None:
-    """This task has none of its own, and no data that is made."""
+    """Raise UsageError where there are any under [task]: this task has none of its own."""
     if extra := config.task.model_extra:
         raise UsageError(f"task.{next(iter(extra))} is not an option: language has none of its own")
 
